@@ -1,0 +1,54 @@
+"""How much from where? An allocation says who competes with whom, and for how many places.
+
+It is a function `(scores, keep, **options) -> {who: places}`: `scores` are the layers' `Scores`, `keep` is how many
+weights stay in all, and `who` is a layer, or a tuple of layers that compete for the places together.
+Places add up to `keep`. It picks no single weight: `threshold.top_masks` does.
+"""
+
+from collections.abc import Callable, Mapping
+
+from pruninglab.allocation.simple import erk, global_, lamp, uniform
+from pruninglab.criteria import Scores
+from pruninglab.naming import lookup
+
+Places = Mapping[str | tuple[str, ...], int]
+Allocation = Callable[..., Places]
+
+ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "global": global_, "erk": erk, "lamp": lamp}
+
+
+def find(answer: str | Allocation) -> Allocation:
+    """The allocation of this name, or the function itself.
+
+    Raises:
+        ValueError: no allocation has this name. TypeError: it is neither a name nor a function.
+    """
+    if isinstance(answer, str):
+        return lookup("allocation", answer, ALLOCATIONS)
+    if not callable(answer):
+        raise TypeError(f"an allocation is a name or a function, not {answer!r}")
+    return answer
+
+
+def allocate(answer: str | Allocation, scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:
+    """Ask an allocation, and check what it says.
+
+    Returns:
+        Tuples of layers that compete → how many weights they keep together.
+
+    Raises:
+        ValueError: the places name a layer twice, miss one, do not fit it, or do not add up to `keep`.
+    """
+    places = {(who,) if isinstance(who, str) else tuple(who): n for who, n in find(answer)(scores, keep).items()}
+    named = sorted(name for who in places for name in who)
+    if named != sorted(scores):
+        raise ValueError(f"an allocation must name each layer once: {sorted(scores)}, not {named}")
+    for who, n in places.items():
+        if not 0 <= n <= sum(scores[name].numel() for name in who):
+            raise ValueError(f"the allocation gives {n} places to {', '.join(who)}: not possible")
+    if sum(places.values()) != keep:
+        raise ValueError(f"the allocation gives {sum(places.values())} places, {keep} were to be given")
+    return places
+
+
+__all__ = ["ALLOCATIONS", "Allocation", "Places", "allocate", "erk", "find", "global_", "lamp", "uniform"]

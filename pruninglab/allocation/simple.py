@@ -1,0 +1,114 @@
+"""Allocations that need no more than scores and shapes."""
+
+from collections.abc import Mapping
+
+import torch
+
+from pruninglab.allocation.threshold import count_above, kth_highest
+from pruninglab.criteria import Scores
+
+
+def global_(
+    scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0
+) -> dict[str, int] | dict[tuple[str, ...], int]:
+    """All layers compete for all places; no layer falls below `min_keep` weights (or its size, if it is smaller).
+
+    The floor is the "minimum threshold" of global magnitude pruning (Gupta et al. 2022), which keeps a layer from being
+    emptied. The result is what ranking each layer's `min_keep` best weights first of all would give.
+
+    Raises:
+        ValueError: `min_keep` is negative, or the floors alone need more than `keep` places.
+    """
+    if min_keep < 0:
+        raise ValueError(f"min_keep must be 0 or more weights, not {min_keep}")
+    floors = {name: min(min_keep, layer.numel()) for name, layer in scores.items()}
+    if sum(floors.values()) > keep:
+        raise ValueError(f"min_keep={min_keep} in {len(scores)} layers needs more than the {keep} places there are")
+    free, places = dict(scores), {}
+    while min_keep:
+        # Who falls below the floor takes it and leaves; that raises the threshold for the others, so look again.
+        threshold = kth_highest(free, keep)
+        counts = count_above(free, threshold)
+        low = [name for name, count in counts.items() if count < floors[name]]
+        if not low:
+            break
+        for name in low:
+            places[(name,)] = floors[name]
+            keep -= floors[name]
+            del free[name]
+        if not free or not keep:
+            break
+    if free:
+        places[tuple(free)] = keep
+    return places
+
+
+def uniform(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+    """The same fraction of every layer."""
+    total = sum(layer.numel() for layer in scores.values())
+    return _rounded({name: keep * layer.numel() / total for name, layer in scores.items()}, scores, keep)
+
+
+def erk(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+    """Erdős–Rényi-kernel: density in proportion to (o + d + Σ kernel) / (o · d · Π kernel), at most 1.
+
+    Small layers stay denser than large ones (Mocanu et al. 2018; Evci et al. 2020, eq. in §3). Layers that would come out
+    above 1 are kept whole and the others are scaled again, until none does.
+    """
+    ratio = {name: sum(layer.shape) / layer.numel() for name, layer in scores.items()}
+    whole: set[str] = set()
+    while True:
+        rest = keep - sum(scores[name].numel() for name in whole)
+        weight = sum(ratio[name] * layer.numel() for name, layer in scores.items() if name not in whole)
+        scale = rest / weight if weight else 0.0
+        over = {name for name in scores if name not in whole and scale * ratio[name] > 1}
+        if not over:
+            break
+        whole |= over
+    shares = {
+        name: float(layer.numel()) if name in whole else scale * ratio[name] * layer.numel()
+        for name, layer in scores.items()
+    }
+    return _rounded(shares, scores, keep)
+
+
+def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+    """Global competition on s² / Σ (s² of the layer's scores that are at least s) (Lee et al. 2021, eq. 4).
+
+    Decides only how many stay in each layer; which ones is left to the scores. The highest of each layer gets 1, so no
+    layer is emptied as long as there is a place for each.
+
+    Raises:
+        ValueError: some scores are negative, so that squaring them would turn their order round.
+    """
+    ranked = {}
+    for name, layer in scores.items():
+        s = layer.tensor().view(-1)
+        s = torch.where(s == -torch.inf, 0, s).double()  # −∞ marks what is already gone
+        if (s < 0).any():
+            raise ValueError(f"lamp needs scores of 0 or more; layer {name!r} has negative ones")
+        squares = s.square().sort().values
+        at_least = squares.flip(0).cumsum(0).flip(0)
+        ranked[name] = Scores.of(name, torch.where(at_least > 0, squares / at_least, 0))
+    threshold = kth_highest(ranked, keep) if keep else torch.inf
+    counts = count_above(ranked, threshold)
+    left = keep - sum(counts.values())
+    for name, layer in ranked.items():  # equal scores at the edge: to the earlier layer first
+        tied = int(torch.count_nonzero(layer.tensor() == threshold))
+        counts[name] += min(tied, left)
+        left -= min(tied, left)
+    return counts
+
+
+def _rounded(shares: Mapping[str, float], scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+    """Whole numbers near the shares that add up to `keep`: round down, then give the rest by largest remainder."""
+    places = {name: min(int(share), scores[name].numel()) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: places[name] - shares[name])
+    left = keep - sum(places.values())
+    while left:
+        step = 1 if left > 0 else -1
+        for name in by_remainder if left > 0 else reversed(by_remainder):
+            if left and 0 <= places[name] + step <= scores[name].numel():
+                places[name] += step
+                left -= step
+    return places

@@ -1,0 +1,148 @@
+"""How important is it? A criterion is a function whose argument names say what it needs.
+
+    @criterion
+    def wanda(weight, input_norm):
+        return weight.abs() * input_norm
+
+Arguments are looked up among the statistics (see `pruninglab.statistics`); `generator` is a seeded random generator;
+an argument with a default is a hyper-parameter. The result is a score shaped like the weight; **higher means keep**.
+A criterion knows no model, no budget and no mask.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pruninglab.naming import label, lookup, unknown
+from pruninglab.statistics import STATISTICS
+
+Criterion = Callable[..., Tensor]
+C = TypeVar("C", bound=Criterion)
+
+CRITERIA: dict[str, Criterion] = {}
+PIECE = 1 << 17  # weights scored at a time where that is possible: they stay in the processor's cache
+
+
+def criterion(function: C) -> C:
+    """Make a function known by its name, so that `prune(criterion="name")` finds it. The function itself is unchanged.
+
+    A plain function works everywhere without this. A name that is built in stays with the built-in criterion, so that
+    a baseline always is what it is called; pass your function itself in that case.
+
+    Raises:
+        ValueError: an argument without a default is neither a statistic nor `generator`.
+    """
+    name = function.__name__
+    needs(function)
+    taken = CRITERIA.get(name)
+    if taken is not None and _built_in(taken) and not _built_in(function):
+        warnings.warn(f"{name!r} is built in and keeps its name; pass your function itself", stacklevel=2)
+    else:
+        CRITERIA[name] = function
+    return function
+
+
+def _built_in(function: Criterion) -> bool:
+    return getattr(function, "__module__", "").startswith("pruninglab.criteria.")
+
+
+def find(answer: str | Criterion) -> Criterion:
+    """The criterion of this name, or the function itself.
+
+    Raises:
+        ValueError: no criterion has this name. TypeError: it is neither a name nor a function.
+    """
+    if isinstance(answer, str):
+        return lookup("criterion", answer, CRITERIA)
+    if not callable(answer):
+        raise TypeError(f"a criterion is a name or a function, not {answer!r}")
+    return answer
+
+
+def needs(function: Criterion) -> tuple[str, ...]:
+    """Which statistics (and `generator`) a criterion asks for: its arguments without a default.
+
+    Raises:
+        ValueError: an argument is not known.
+    """
+    wanted = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"criterion {label(function)!r}: name the arguments; *{name} does not say what is needed")
+        if name in STATISTICS or name == "generator":
+            wanted.append(name)
+        elif parameter.default is parameter.empty:
+            raise unknown(f"argument of criterion {label(function)!r}:", name, [*STATISTICS, "generator"])
+    return tuple(wanted)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one layer. Held as a tensor, or made piece by piece, so that they need not all exist at once.
+
+    `pieces()` yields them flat and in order; `tensor()` gives them whole, shaped like the weight (or like the units).
+    """
+
+    name: str
+    shape: torch.Size
+    pieces: Callable[[], Iterator[Tensor]]
+    made_by: str = "scores"
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, made_by: str = "scores") -> "Scores":
+        return cls(name, tensor.shape, lambda: iter(tensor.reshape(-1).split(PIECE)), made_by)
+
+    def tensor(self) -> Tensor:
+        return torch.cat(list(self.pieces())).view(self.shape)
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def reject_nan(self) -> None:
+        """Raise a ValueError that names layer and criterion if a score is NaN."""
+        bad = sum(int(torch.isnan(piece).sum()) for piece in self.pieces())
+        if bad:
+            raise ValueError(f"{self.made_by} gave NaN for {bad} of {self.numel()} weights of layer {self.name!r}")
+
+
+@torch.no_grad()
+def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], generator: torch.Generator) -> Scores:
+    """Apply a criterion to one layer.
+
+    A criterion marked `elementwise` that asks for the weight alone is applied to pieces of it, when they are asked for.
+
+    Args:
+        function: the criterion.
+        name: the layer, for errors.
+        statistics: what was collected for it; must hold all that `needs(function)` names, and `weight`.
+        generator: for criteria that draw.
+
+    Raises:
+        ValueError: the weights or the scores are NaN somewhere, or the scores are of another shape than the weight.
+        TypeError: the criterion returned no floating-point tensor.
+    """
+    weight = statistics["weight"]
+    # One sum tells whether there can be a NaN at all, which is much cheaper than looking at each weight.
+    if torch.isnan(weight.sum()) and torch.isnan(weight).any():
+        raise ValueError(f"the weights of layer {name!r} contain NaN; nothing was pruned")
+    made_by = f"criterion {label(function)!r}"
+    if getattr(function, "elementwise", False) and needs(function) == ("weight",) and weight.is_contiguous():
+        pieces = weight.view(-1).split(PIECE)
+        return Scores(name, weight.shape, lambda: (function(weight=piece) for piece in pieces), made_by)
+    known: dict[str, Any] = {**statistics, "generator": generator}
+    scores = function(**{need: known[need] for need in needs(function)})
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+        raise TypeError(f"{made_by} must return a floating-point tensor of scores for layer {name!r}, not {kind}")
+    if scores.shape != weight.shape:
+        raise ValueError(
+            f"{made_by} must return scores shaped {tuple(weight.shape)} for layer {name!r}, not {tuple(scores.shape)}"
+        )
+    result = Scores.of(name, scores, made_by)
+    result.reject_nan()
+    return result

@@ -1,0 +1,117 @@
+"""Which parameters can be pruned, and how a layer looks when it is seen as a matrix.
+
+A convolution is a linear layer over patches: with its inputs cut into patches, `Linear` and `Conv1d/2d`
+(with groups too) are one and the same thing, `Y = X Wᵀ`. Every statistic is written for that one thing.
+Shapes: g groups, n samples, t positions (tokens, pixels; 1 for a plain linear layer), d inputs and o outputs of a group.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Exclude = str | type | nn.Module
+
+
+def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Module]:
+    """The layers whose weight can be pruned: parameter name → module, in the order of the model.
+
+    Those are the weights of `Linear` and `Conv` layers; biases, norms and embeddings are left alone.
+    A weight that is shared by several layers appears once.
+
+    Args:
+        model: any module.
+        exclude: what to leave out: names or globs of parameters or modules, module types, or modules.
+
+    Raises:
+        ValueError: an entry of `exclude` matches nothing, a weight is re-parametrised, or nothing is left to prune.
+        TypeError: an entry of `exclude` is of another kind.
+    """
+    if isinstance(exclude, (str, type, nn.Module)):
+        exclude = (exclude,)
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        if not isinstance(module, PRUNABLE):
+            continue
+        name = f"{module_name}.weight" if module_name else "weight"
+        if module._parameters.get("weight") is None:
+            raise ValueError(
+                f"the weight of {module_name or 'the model'!r} is not a plain parameter (is a parametrization or "
+                "torch.nn.utils.prune on it?): remove that first, so that zeros can be written into it"
+            )
+        if id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[name] = module
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no prunable layer: no Linear, Conv1d, Conv2d or Conv3d")
+    for entry in exclude:
+        hit = [name for name, module in found.items() if _matches(entry, name, module, model)]
+        if not hit and not _matches_elsewhere(entry, model):
+            raise ValueError(f"exclude={entry!r} matches no layer. Prunable here: {', '.join(found)}")
+        for name in hit:
+            del found[name]
+    if not found:
+        raise ValueError("exclude leaves no prunable layer")
+    return found
+
+
+def _matches(entry: Exclude, name: str, module: nn.Module, model: nn.Module) -> bool:
+    if isinstance(entry, str):
+        return fnmatchcase(name, entry) or fnmatchcase(name.removesuffix("weight").removesuffix("."), entry)
+    if isinstance(entry, type):
+        return isinstance(module, entry)
+    if isinstance(entry, nn.Module):  # a module stands for everything inside it
+        return any(part is module for part in entry.modules())
+    raise TypeError(f"exclude takes names, globs, module types and modules, not {entry!r}")
+
+
+def _matches_elsewhere(entry: Exclude, model: nn.Module) -> bool:
+    """Whether `entry` names something that is there but was already out (excluded before, or never prunable)."""
+    return any(_matches(entry, f"{name}.weight", module, model) for name, module in model.named_modules())
+
+
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """The inputs that each weight meets.
+
+    Args:
+        layer: `Linear`, `Conv1d` or `Conv2d`.
+        x: its input, batch first.
+
+    Returns:
+        (g, n, t, d), so that `patches @ weight.view(g, o, d).mT` is the output without bias.
+
+    Raises:
+        TypeError: the layer is of another kind.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, len(x), -1, x.shape[-1])
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        raise TypeError(f"statistics of inputs are known for Linear, Conv1d and Conv2d, not {type(layer).__name__}")
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if isinstance(layer, nn.Conv1d):
+        x, kernel, stride, dilation = x.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
+    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (n, g·d, t)
+    return columns.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
+
+
+def outputs_by_position(layer: nn.Module, y: Tensor) -> Tensor:
+    """An output (or its gradient), batch first, as (g, n, t, o)."""
+    if isinstance(layer, nn.Linear):
+        return y.reshape(1, len(y), -1, y.shape[-1])
+    return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
+
+
+def like_weight(layer: nn.Module, values: Tensor) -> Tensor:
+    """Values of the inputs, (g, d), in a shape that broadcasts against the weight.
+
+    (1, d) for `Linear`, (1, d, *kernel) for an ungrouped convolution, the weight's own shape for a grouped one.
+    """
+    weight = layer.weight
+    if len(values) > 1:
+        values = values.repeat_interleave(len(weight) // len(values), dim=0)
+    return values.reshape(-1, *weight.shape[1:])

@@ -1,0 +1,40 @@
+"""Looking a name up in a table, with an error that helps.
+
+Every room of the house (criteria, units, allocations, tasks, …) lets its answers be named by a string.
+They all come through `lookup`, so a wrong name always gets the same kind of answer: the nearest right one.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
+    """An error that says what was asked for, the nearest known name, and all known names."""
+    names = sorted(allowed)
+    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {given!r}.{hint} Known: {', '.join(names)}.")
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """`table[name]`, or the error of `unknown`."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+def label(answer: Any) -> str:
+    """The name under which an answer (a string, a function, a `functools.partial` of one) appears in tables."""
+    if answer is None:
+        return "none"
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, partial):
+        options = [*map(repr, answer.args), *(f"{key}={value!r}" for key, value in answer.keywords.items())]
+        return f"{label(answer.func)}({', '.join(options)})"
+    name = getattr(answer, "name", None) or getattr(answer, "__name__", None)
+    return str(name).rstrip("_") if name else type(answer).__name__

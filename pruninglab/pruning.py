@@ -1,0 +1,180 @@
+"""`prune`: the five answers tied together. Read this file first.
+
+    statistics ──criterion──▶ scores ──unit──▶ scores of units ──allocation──▶ places ──▶ Masks ──▶ zeros in the model
+
+*When* and *how it is repaired* stand outside, in `schedules` and `recovery`: they call `prune` and train.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruninglab import allocation as allocations
+from pruninglab import criteria, units
+from pruninglab.allocation.threshold import top_masks
+from pruninglab.criteria import Scores
+from pruninglab.layers import Exclude, prunable
+from pruninglab.masks import Masks
+from pruninglab.statistics import Data, Loss, collect
+
+
+def prune(
+    model: nn.Module,
+    *,
+    sparsity: float | None = None,
+    params: int | None = None,
+    criterion: str | criteria.Criterion = "magnitude",
+    unit: str | units.Pattern | units.Grouping = "weight",
+    allocation: str | allocations.Allocation = "global",
+    data: Data | None = None,
+    loss: Loss | None = None,
+    initial: nn.Module | Mapping[str, Tensor] | None = None,
+    within: Masks | None = None,
+    seed: int | torch.Generator = 0,
+    exclude: Exclude | Iterable[Exclude] = (),
+) -> Masks:
+    """Choose which weights go, write zeros in their place, and return the masks.
+
+    Sparsity is absolute: asking twice for 0.5 gives 0.5. The count is exact for single weights (the rounded target),
+    and within one unit for groups.
+
+    Args:
+        model: any module with `Linear` or `Conv` layers; changed in place.
+        sparsity: the fraction of prunable weights to remove, in [0, 1). Left out for an N:M unit, which fixes it.
+        params: instead of `sparsity`, how many parameters of the whole model (unprunable ones too) may stay non-zero.
+        criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
+        unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns.
+        allocation: "global", "uniform", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`).
+        data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights.
+        loss: `loss(model(x), y)`, the batch's mean; cross-entropy if not given.
+        initial: the untrained model or its state dict, for criteria that ask for `initial_weight`.
+        within: masks of an earlier pruning; what they removed stays removed.
+        seed: for criteria that draw at random.
+        exclude: names, globs, module types or modules to leave alone.
+
+    Raises:
+        ValueError: none or several budgets, a budget out of range or not to be met, an unknown name, data that are
+            missing or empty, NaN in weights or scores. The model is unchanged then.
+        TypeError: an argument of the wrong kind.
+    """
+    function, shape = criteria.find(criterion), units.find(unit)
+    allocations.find(allocation)
+    layers = prunable(model, exclude)
+    keep = _budget(model, layers, sparsity, params, shape)
+    scores = _scores(model, layers, function, data, loss, initial, seed, exclude)
+    if within is not None:
+        scores = {name: _without_removed(layer, within) for name, layer in scores.items()}
+
+    if isinstance(shape, units.Pattern):
+        chosen = {name: shape.choose(layer.tensor(), name) for name, layer in scores.items()}
+        if within is not None:
+            chosen = {name: mask & within[name].to(mask.device) for name, mask in chosen.items()}
+        return _applied(chosen, model)
+    if within is not None and keep > within.kept():
+        raise ValueError(f"{keep} weights were to be kept, but `within` has only {within.kept()} left")
+    chosen, owed = {}, 0
+    for who, places in allocations.allocate(allocation, scores, keep).items():
+        competing = {name: scores[name] for name in who}
+        if shape is None:
+            chosen |= top_masks(competing, places)
+        else:  # what a whole unit overshoots here is taken back from the layers that follow
+            masks = _top_units(competing, places + owed, shape)
+            owed += places - sum(int(mask.sum()) for mask in masks.values())
+            chosen |= masks
+    return _applied({name: chosen[name] for name in layers}, model)
+
+
+def _applied(chosen: dict[str, Tensor], model: nn.Module) -> Masks:
+    masks = Masks(chosen)
+    masks.apply(model)
+    return masks
+
+
+def _scores(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    function: criteria.Criterion,
+    data: Data | None,
+    loss: Loss | None,
+    initial: nn.Module | Mapping[str, Tensor] | None,
+    seed: int | torch.Generator,
+    exclude: Exclude | Iterable[Exclude],
+) -> dict[str, Scores]:
+    """Ask the criterion about each layer, after collecting what it names."""
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    wanted = dict.fromkeys(["weight", *(name for name in criteria.needs(function) if name != "generator")])
+    found = collect(model, wanted, data, loss=loss, initial=initial, exclude=exclude)
+    return {name: criteria.score(function, name, found[name], generator) for name in layers}
+
+
+def _budget(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    sparsity: float | None,
+    params: int | None,
+    unit: units.Unit,
+) -> int:
+    """How many of the prunable weights stay. Raises as `prune` says."""
+    given = {name: value for name, value in (("sparsity", sparsity), ("params", params)) if value is not None}
+    total = sum(layer.weight.numel() for layer in layers.values())
+    if isinstance(unit, units.Pattern):
+        if given and not (sparsity is not None and params is None and math.isclose(sparsity, 1 - unit.density)):
+            raise ValueError(f"unit {unit.name} fixes sparsity={1 - unit.density:g}; leave the budget out, not {given}")
+        return round(total * unit.density)
+    if len(given) != 1:
+        what = f"got {', '.join(given)}" if given else "got none"
+        raise ValueError(f"give exactly one budget, sparsity= or params=; {what}")
+    if sparsity is not None:
+        check_sparsity(sparsity)
+        keep = math.floor(total * (1 - sparsity) + 0.5)
+        if not keep:
+            raise ValueError(f"sparsity={sparsity} would leave none of {total} weights")
+        return keep
+    fixed = sum(parameter.numel() for parameter in model.parameters()) - total
+    if not isinstance(params, int) or not fixed < params <= fixed + total:
+        raise ValueError(
+            f"params={params!r} is not possible: {fixed} parameters are not prunable, {total} are, "
+            f"so {fixed + 1} to {fixed + total} can stay"
+        )
+    return params - fixed
+
+
+def check_sparsity(sparsity: object) -> None:
+    """Raise unless `sparsity` is a number in [0, 1)."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+        raise TypeError(f"sparsity must be a number in [0, 1), not {sparsity!r}")
+    if not 0 <= sparsity < 1:
+        percent = f" For {sparsity:g} %, write {sparsity / 100:g}." if 1 < sparsity < 100 else ""
+        raise ValueError(f"sparsity is the fraction removed, in [0, 1); {sparsity} is not.{percent}")
+
+
+def _without_removed(layer: Scores, within: Masks) -> Scores:
+    """Scores in which what `within` removed ranks below everything."""
+    if layer.name not in within:
+        raise ValueError(f"`within` has no mask for layer {layer.name!r}; it has {', '.join(within)}")
+    tensor = layer.tensor()
+    return Scores.of(layer.name, tensor.masked_fill(~within[layer.name].to(tensor.device), -torch.inf))
+
+
+def _top_units(scores: Mapping[str, Scores], keep: int, unit: units.Grouping) -> dict[str, Tensor]:
+    """Whole units, best mean score first, until as near to `keep` weights as units allow."""
+    labels = {name: unit.labels(layer.shape) for name, layer in scores.items()}
+    sizes = {name: torch.bincount(ids.flatten()) for name, ids in labels.items()}
+    means = []
+    for name, layer in scores.items():
+        values = layer.tensor().double().cpu()
+        sums = torch.zeros(len(sizes[name]), dtype=torch.float64)
+        means.append(sums.index_add_(0, labels[name].flatten(), values.flatten()) / sizes[name])
+    order = torch.cat(means).argsort(descending=True, stable=True)
+    cumulated = torch.cat(list(sizes.values()))[order].cumsum(0)
+    reached = torch.cat([torch.zeros(1, dtype=torch.int64), cumulated])
+    best = int((reached - keep).abs().argmin())
+    kept = torch.zeros(len(order), dtype=torch.bool)
+    kept[order[:best]] = True
+    parts = kept.split([len(size) for size in sizes.values()])
+    return {
+        name: part[labels[name]].to(next(layer.pieces()).device)
+        for part, (name, layer) in zip(parts, scores.items(), strict=True)
+    }

@@ -1,0 +1,147 @@
+"""What is removed? Single weights, N of every M, blocks, or rows.
+
+There are two kinds of answer. A `Pattern` decides by itself inside each layer (N of every M: the sparsity follows).
+A `Grouping` only says which weights go together; whole groups then compete, each with the mean of its weights' scores.
+Single weights are neither: they compete as they are.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruninglab.naming import unknown
+
+REMAINDERS = ("error", "dense", "partial")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A unit that fixes the sparsity of each layer. `choose(scores, layer_name)` gives the layer's mask."""
+
+    name: str
+    density: float
+    choose: Callable[[Tensor, str], Tensor]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A unit of several weights. `labels(shape)` numbers the unit of each weight, from 0 without a gap."""
+
+    name: str
+    labels: Callable[[torch.Size], Tensor]
+
+
+Unit = Pattern | Grouping | None
+
+
+def find(answer: "str | Pattern | Grouping") -> Unit:
+    """The unit of this name; None stands for single weights.
+
+    Names: "weight", "row", "block" (4×4), "RxC" (a block of R rows and C columns), "N:M" (N kept of every M).
+
+    Raises:
+        ValueError: no unit has this name.
+    """
+    if isinstance(answer, (Pattern, Grouping)):
+        return answer
+    if match := re.fullmatch(r"(\d+):(\d+)", str(answer)):
+        return nm(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"(\d+)x(\d+)", str(answer)):
+        return block(int(match[1]), int(match[2]))
+    if answer == "weight":
+        return None
+    if answer == "row":
+        return row()
+    if answer == "block":
+        return block()
+    raise unknown("unit", answer, ("weight", "row", "block", "4x4", "2:4", "1:4", "4:8"))
+
+
+def row() -> Grouping:
+    """All weights of one output: a row of a linear layer, a filter of a convolution (still there, but zero)."""
+    return Grouping("row", lambda shape: torch.arange(shape[0]).repeat_interleave(shape[1:].numel()).view(shape))
+
+
+def block(rows: int = 4, columns: int = 4) -> Grouping:
+    """Rectangles of the weight seen as a matrix (outputs × everything else); smaller ones at the edges.
+
+    Raises:
+        ValueError: a side is less than 1.
+    """
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a block has at least one row and one column, not {rows}x{columns}")
+
+    def labels(shape: torch.Size) -> Tensor:
+        width = shape[1:].numel()
+        across = -(-width // columns)
+        i, j = torch.arange(shape[0]) // rows, torch.arange(width) // columns
+        return (i.view(-1, 1) * across + j).view(shape)
+
+    return Grouping(f"{rows}x{columns}", labels)
+
+
+def nm(n: int, m: int, remainder: str = "error") -> Pattern:
+    """N *kept* of every M consecutive weights along the input dimension (so 1:4 is 75 % sparse).
+
+    For a convolution the input dimension is the channels, for each kernel position on its own.
+    Of equal scores the first is kept.
+
+    Args:
+        n: how many of a group stay.
+        m: the group's size.
+        remainder: what happens to the last r < M inputs where M does not divide the width: "error" raises,
+            "dense" keeps them all, "partial" keeps ⌈n·r/m⌉ of them.
+
+    Raises:
+        ValueError: not 1 ≤ n < m, or an unknown `remainder`; from `choose`, a width that M does not divide.
+    """
+    if not 1 <= n < m:
+        raise ValueError(f"N:M keeps N of M, so 1 ≤ N < M; not {n}:{m}")
+    if remainder not in REMAINDERS:
+        raise unknown("remainder", remainder, REMAINDERS)
+
+    def choose(scores: Tensor, layer: str) -> Tensor:
+        width = scores.shape[1]
+        over = width % m
+        if over and remainder == "error":
+            raise ValueError(
+                f"{n}:{m} does not fit layer {layer!r}: {m} does not divide its {width} inputs. Leave it out with "
+                f"exclude={layer!r}, or choose unit=nm({n}, {m}, remainder='dense') or remainder='partial'"
+            )
+        last = scores.movedim(1, -1)
+        mask = torch.ones(last.shape, dtype=torch.bool, device=scores.device)
+        whole = width - over
+        if whole:
+            mask[..., :whole] = _best_of_each(last[..., :whole].reshape(-1, m), n).view(*last.shape[:-1], whole)
+        if over and remainder == "partial":
+            tail = last[..., whole:].reshape(-1, over)
+            mask[..., whole:] = _best_of_each(tail, -(-n * over // m)).view(*last.shape[:-1], over)
+        return mask.movedim(-1, 1).contiguous()
+
+    return Pattern(f"{n}:{m}", n / m, choose)
+
+
+def _best_of_each(groups: Tensor, n: int) -> Tensor:
+    """The mask of the n highest of each row of (number of groups, size)."""
+    # NumPy, in pieces that stay in the cache: on such short steps it is about twice as fast as torch.
+    wide = torch.promote_types(groups.dtype, torch.float32)
+    rows = groups.cpu().to(wide).numpy()
+    mask = np.empty(rows.shape, dtype=bool)
+    size = rows.shape[1]
+    for start in range(0, len(rows), 1 << 14):
+        part, out = rows[start : start + (1 << 14)], mask[start : start + (1 << 14)]
+        columns = [np.ascontiguousarray(part[:, j]) for j in range(size)]
+        # A member's rank is how many others beat it: all earlier ones, until a comparison says otherwise.
+        ranks = [np.full(len(part), j, dtype=np.uint8 if size < 256 else np.int32) for j in range(size)]
+        for i in range(size):
+            for j in range(i + 1, size):
+                later_wins = (columns[j] > columns[i]).view(np.uint8)
+                ranks[i] += later_wins
+                ranks[j] -= later_wins
+        for j in range(size):
+            np.less(ranks[j], n, out=out[:, j])
+    return torch.from_numpy(mask).to(groups.device)
