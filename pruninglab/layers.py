@@ -2,7 +2,7 @@
 
 A convolution is a linear layer over patches: with its inputs cut into patches, `Linear` and `Conv1d/2d`
 (with groups too) are one and the same thing, `Y = X Wᵀ`. Every statistic is written for that one thing.
-Shapes: g groups, n samples, t positions (tokens, pixels; 1 for a plain linear layer), d inputs and o outputs of a group.
+Shapes: g groups, n samples, t positions (tokens, pixels; 1 for a plain linear layer), d inputs and o outputs a group.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,12 @@ from fnmatch import fnmatchcase
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Exclude = str | type | nn.Module
 
 
-def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Module]:
+def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, Layer]:
     """The layers whose weight can be pruned: parameter name → module, in the order of the model.
 
     Those are the weights of `Linear` and `Conv` layers; biases, norms and embeddings are left alone.
@@ -31,7 +32,7 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     """
     if isinstance(exclude, (str, type, nn.Module)):
         exclude = (exclude,)
-    found: dict[str, nn.Module] = {}
+    found: dict[str, Layer] = {}
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         if not isinstance(module, PRUNABLE):
@@ -73,7 +74,7 @@ def _matches_elsewhere(entry: Exclude, model: nn.Module) -> bool:
     return any(_matches(entry, f"{name}.weight", module, model) for name, module in model.named_modules())
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
+def patches(layer: Layer, x: Tensor) -> Tensor:
     """The inputs that each weight meets.
 
     Args:
@@ -99,14 +100,14 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     return columns.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
 
 
-def outputs_by_position(layer: nn.Module, y: Tensor) -> Tensor:
+def outputs_by_position(layer: Layer, y: Tensor) -> Tensor:
     """An output (or its gradient), batch first, as (g, n, t, o)."""
     if isinstance(layer, nn.Linear):
         return y.reshape(1, len(y), -1, y.shape[-1])
     return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
 
 
-def like_weight(layer: nn.Module, values: Tensor) -> Tensor:
+def like_weight(layer: Layer, values: Tensor) -> Tensor:
     """Values of the inputs, (g, d), in a shape that broadcasts against the weight.
 
     (1, d) for `Linear`, (1, d, *kernel) for an ungrouped convolution, the weight's own shape for a grouped one.

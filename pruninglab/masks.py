@@ -1,7 +1,8 @@
 """`Masks`: which weights stay. Plain data, and the only thing that remembers what was pruned.
 
 A mask is a bool tensor of its parameter's shape; True = keep. Applying masks writes zeros into the model and leaves
-nothing else there: no hook, no buffer, no renamed key. So `state_dict`, `deepcopy`, tied weights and export go on working.
+nothing else there: no hook, no buffer, no renamed key. So `state_dict`, `deepcopy`, tied weights and export go on
+working.
 This file knows nothing of criteria or budgets.
 """
 
@@ -161,7 +162,7 @@ class Masks(Mapping[str, Tensor]):
                 "this optimizer holds none of the parameters these masks were last applied to; "
                 "apply the masks to the model that it trains first"
             )
-        weights = [alive[name] for name in names]
+        weights: list[Tensor] = [alive[name] for name in names]
         # As floats: multiplying by a bool tensor costs about eight times as much.
         keep = [self[name].to(alive[name].device, alive[name].dtype) for name in names]
 

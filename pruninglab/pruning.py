@@ -15,7 +15,7 @@ from pruninglab import allocation as allocations
 from pruninglab import criteria, units
 from pruninglab.allocation.threshold import top_masks
 from pruninglab.criteria import Scores
-from pruninglab.layers import Exclude, prunable
+from pruninglab.layers import Exclude, Layer, prunable
 from pruninglab.masks import Masks
 from pruninglab.statistics import Data, Loss, collect
 
@@ -94,7 +94,7 @@ def _applied(chosen: dict[str, Tensor], model: nn.Module) -> Masks:
 
 def _scores(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     function: criteria.Criterion,
     data: Data | None,
     loss: Loss | None,
@@ -111,7 +111,7 @@ def _scores(
 
 def _budget(
     model: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     sparsity: float | None,
     params: int | None,
     unit: units.Unit,

@@ -16,7 +16,7 @@ summed over batches; an optional `finish` turns the sum into the answer.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, overload
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pruninglab.layers import Exclude, like_weight, outputs_by_position, patches, prunable
+from pruninglab.layers import Exclude, Layer, like_weight, outputs_by_position, patches, prunable
 from pruninglab.naming import unknown
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -119,18 +119,18 @@ def grad(batch_grad: Tensor, batch_size: int) -> Tensor:
 
 
 @statistic(finish=lambda total: total.sqrt())
-def grad_norm(inputs: Tensor, output_grads: Tensor, layer: nn.Module) -> Tensor:
+def grad_norm(inputs: Tensor, output_grads: Tensor, layer: Layer) -> Tensor:
     """ℓ2 norm over samples of each weight's per-sample gradient, √Σₙ (∂ℓₙ/∂w)²; shaped like the weight."""
     return _sum_of_squared_sample_grads(inputs, output_grads, layer)
 
 
 @statistic(finish=_mean_over_samples)
-def fisher(inputs: Tensor, output_grads: Tensor, layer: nn.Module) -> Tensor:
+def fisher(inputs: Tensor, output_grads: Tensor, layer: Layer) -> Tensor:
     """Mean squared per-sample gradient (the diagonal of the empirical Fisher); shaped like the weight."""
     return _sum_of_squared_sample_grads(inputs, output_grads, layer)
 
 
-def _sum_of_squared_sample_grads(inputs: Tensor, output_grads: Tensor, layer: nn.Module) -> Tensor:
+def _sum_of_squared_sample_grads(inputs: Tensor, output_grads: Tensor, layer: Layer) -> Tensor:
     if inputs.shape[2] == 1:  # one position: (g x)² = g² x², one product for all samples
         total = output_grads.squeeze(2).square().mT @ inputs.squeeze(2).square()
     else:
@@ -142,13 +142,13 @@ def _sum_of_squared_sample_grads(inputs: Tensor, output_grads: Tensor, layer: nn
 
 
 @statistic(finish=lambda total: total.sqrt())
-def input_norm(inputs: Tensor, layer: nn.Module) -> Tensor:
+def input_norm(inputs: Tensor, layer: Layer) -> Tensor:
     """ℓ2 norm of each input over all samples and positions, ‖Xⱼ‖₂ (Wanda); broadcasts against the weight."""
     return like_weight(layer, inputs.double().square().sum((1, 2)))
 
 
 @statistic(finish=lambda total, positions: total / positions)
-def input_mean(inputs: Tensor, layer: nn.Module) -> Tensor:
+def input_mean(inputs: Tensor, layer: Layer) -> Tensor:
     """Mean of each input over all samples and positions; broadcasts against the weight."""
     return like_weight(layer, inputs.double().sum((1, 2)))
 
@@ -159,7 +159,7 @@ def _variance(total: Tensor, positions: int) -> Tensor:
 
 
 @statistic(finish=_variance)
-def input_var(inputs: Tensor, layer: nn.Module) -> Tensor:
+def input_var(inputs: Tensor, layer: Layer) -> Tensor:
     """Variance (division by the count) of each input over all samples and positions; broadcasts against the weight."""
     x = inputs.double()
     return torch.stack([like_weight(layer, x.sum((1, 2))), like_weight(layer, x.square().sum((1, 2)))])
@@ -236,7 +236,7 @@ def _known(name: str) -> Statistic:
     return STATISTICS[name]
 
 
-def _pick(needs: Iterable[str], name: str, layer: nn.Module, initial: Any, **found: Any) -> dict[str, Any]:
+def _pick(needs: Iterable[str], name: str, layer: Layer, initial: Any, **found: Any) -> dict[str, Any]:
     """The ingredients of `needs` for one layer."""
     picked: dict[str, Any] = {}
     for need in needs:
@@ -251,7 +251,7 @@ def _pick(needs: Iterable[str], name: str, layer: nn.Module, initial: Any, **fou
     return picked
 
 
-def _initial_weight(name: str, layer: nn.Module, initial: Any) -> Tensor:
+def _initial_weight(name: str, layer: Layer, initial: Any) -> Tensor:
     if initial is None:
         raise ValueError("initial_weight is asked for: pass initial=, the untrained model or its state dict")
     state = initial.state_dict() if isinstance(initial, nn.Module) else initial
@@ -264,16 +264,16 @@ def _initial_weight(name: str, layer: nn.Module, initial: Any) -> Tensor:
 class _Recorder:
     """What the layers of one weight saw during a batch: inputs, and gradients of outputs, call by call."""
 
-    def __init__(self, name: str, layer: nn.Module) -> None:
+    def __init__(self, name: str, layer: Layer) -> None:
         self.name, self.layer = name, layer
-        self.calls: list[list[Tensor | None]] = []
+        self.calls: list[dict[str, Tensor]] = []
 
     def watch(self, module: nn.Module) -> RemovableHandle:
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            call: list[Tensor | None] = [args[0].detach(), None]
+            call = {"x": args[0].detach()}
             self.calls.append(call)
             if output.requires_grad:
-                output.register_hook(lambda grad: call.__setitem__(1, grad))
+                output.register_hook(lambda grad: call.update(grad=grad))
 
         return module.register_forward_hook(after)
 
@@ -285,15 +285,15 @@ class _Recorder:
                 f"{self.name} was never called as a layer in the forward pass (used through its weight only?): "
                 f"leave it out with exclude={self.name!r}, or choose a criterion that needs no data"
             )
-        inputs = [self._by_sample(patches(self.layer, x), samples) for x, _ in calls]
+        inputs = [self._by_sample(patches(self.layer, call["x"]), samples) for call in calls]
         taken = {"inputs": torch.cat(inputs, 2)}
         if "output_grads" in needs:
             width = self.layer.weight.shape[0] // len(inputs[0])
             grads = [
                 x.new_zeros(*x.shape[:3], width)  # a call that the loss does not depend on
-                if grad is None
-                else self._by_sample(outputs_by_position(self.layer, grad), samples)
-                for x, (_, grad) in zip(inputs, calls, strict=True)
+                if "grad" not in call
+                else self._by_sample(outputs_by_position(self.layer, call["grad"]), samples)
+                for x, call in zip(inputs, calls, strict=True)
             ]
             taken["output_grads"] = torch.cat(grads, 2) * samples  # of each sample's own loss, not of the mean
         return taken
@@ -307,7 +307,7 @@ class _Recorder:
 
 
 def _measure(
-    model: nn.Module, layers: dict[str, nn.Module], asked: list[Statistic], data: Any, loss: Loss, initial: Any
+    model: nn.Module, layers: dict[str, Layer], asked: list[Statistic], data: Any, loss: Loss, initial: Any
 ) -> Statistics:
     """Sum each statistic over the batches of one pass."""
     from tqdm.auto import tqdm
@@ -349,7 +349,7 @@ def _measure(
 
 
 def _run(
-    model: nn.Module, x: Any, y: Any, weights: list[nn.Parameter], loss: Loss, want_grad: bool
+    model: nn.Module, x: Any, y: Any, weights: Sequence[Tensor], loss: Loss, want_grad: bool
 ) -> list[Tensor | None]:
     """One forward pass and, if wanted, one backward pass; gradients of the batch's mean loss, none in `.grad`."""
     device = weights[0].device
@@ -364,7 +364,7 @@ def _run(
     return [torch.zeros_like(w) if grad is None else grad for w, grad in zip(weights, grads, strict=True)]
 
 
-def _finished(s: Statistic, total: Tensor, samples: int, positions: int, layer: nn.Module) -> Tensor:
+def _finished(s: Statistic, total: Tensor, samples: int, positions: int, layer: Layer) -> Tensor:
     if s.finish is not None:
         known = {"total": total, "samples": samples, "positions": positions, "layer": layer}
         total = s.finish(**{name: known[name] for name in inspect.signature(s.finish).parameters})

@@ -8,6 +8,7 @@ Single weights are neither: they compete as they are.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def _best_of_each(groups: Tensor, n: int) -> Tensor:
         part, out = rows[start : start + (1 << 14)], mask[start : start + (1 << 14)]
         columns = [np.ascontiguousarray(part[:, j]) for j in range(size)]
         # A member's rank is how many others beat it: all earlier ones, until a comparison says otherwise.
-        ranks = [np.full(len(part), j, dtype=np.uint8 if size < 256 else np.int32) for j in range(size)]
+        ranks: list[Any] = [np.full(len(part), j, dtype=np.uint8 if size < 256 else np.int32) for j in range(size)]
         for i in range(size):
             for j in range(i + 1, size):
                 later_wins = (columns[j] > columns[i]).view(np.uint8)

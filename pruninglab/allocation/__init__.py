@@ -11,7 +11,7 @@ from pruninglab.allocation.simple import erk, global_, lamp, uniform
 from pruninglab.criteria import Scores
 from pruninglab.naming import lookup
 
-Places = Mapping[str | tuple[str, ...], int]
+Places = Mapping[str, int] | Mapping[tuple[str, ...], int]
 Allocation = Callable[..., Places]
 
 ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "global": global_, "erk": erk, "lamp": lamp}

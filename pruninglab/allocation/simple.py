@@ -8,9 +8,7 @@ from pruninglab.allocation.threshold import count_above, kth_highest
 from pruninglab.criteria import Scores
 
 
-def global_(
-    scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0
-) -> dict[str, int] | dict[tuple[str, ...], int]:
+def global_(scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0) -> dict[tuple[str, ...], int]:
     """All layers compete for all places; no layer falls below `min_keep` weights (or its size, if it is smaller).
 
     The floor is the "minimum threshold" of global magnitude pruning (Gupta et al. 2022), which keeps a layer from being
@@ -24,7 +22,8 @@ def global_(
     floors = {name: min(min_keep, layer.numel()) for name, layer in scores.items()}
     if sum(floors.values()) > keep:
         raise ValueError(f"min_keep={min_keep} in {len(scores)} layers needs more than the {keep} places there are")
-    free, places = dict(scores), {}
+    free = dict(scores)
+    places: dict[tuple[str, ...], int] = {}
     while min_keep:
         # Who falls below the floor takes it and leaves; that raises the threshold for the others, so look again.
         threshold = kth_highest(free, keep)
@@ -52,7 +51,7 @@ def uniform(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
 def erk(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
     """Erdős–Rényi-kernel: density in proportion to (o + d + Σ kernel) / (o · d · Π kernel), at most 1.
 
-    Small layers stay denser than large ones (Mocanu et al. 2018; Evci et al. 2020, eq. in §3). Layers that would come out
+    Small layers stay denser than large ones (Mocanu et al. 2018; Evci et al. 2020, §3). Layers that would come out
     above 1 are kept whole and the others are scaled again, until none does.
     """
     ratio = {name: sum(layer.shape) / layer.numel() for name, layer in scores.items()}

@@ -90,7 +90,7 @@ def top_masks(scores: Mapping[str, Scores], keep: int) -> dict[str, Tensor]:
             start += len(piece)
         excess += int(np.count_nonzero(mask.cpu().numpy()))
         masks[name] = mask.view(layer.shape)
-    for name in reversed(scores):  # more scores equal the threshold than there are places: the last ones go
+    for name in reversed(list(scores)):  # more scores equal the threshold than there are places: the last ones go
         if excess:
             tied = (scores[name].tensor().view(-1) == threshold).nonzero().view(-1)[-excess:]
             masks[name].view(-1)[tied] = False

@@ -7,7 +7,7 @@ from pruninglab.criteria.base import criterion
 
 @criterion
 def taylor(weight: Tensor, grad: Tensor) -> Tensor:
-    """|w · ∂L/∂w|: the first-order change of the loss when w becomes 0 (Molchanov et al. 2019, eq. 8, without the square).
+    """|w · ∂L/∂w|: the first-order change of the loss when w becomes 0 (Molchanov et al. 2019, unsquared).
 
     At the end of training gradients nearly vanish, and this says little.
     """
