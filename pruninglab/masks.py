@@ -182,16 +182,16 @@ class Masks(Mapping[str, Tensor]):
 def write_zeros(weight: Tensor, mask: Tensor) -> None:
     """Zero `weight` in place where `mask` is False.
 
-    The zeros are and-ed into the bits, so that they are +0.0 even where a weight was negative, infinite or NaN,
-    and in pieces, so that no second copy of the weight is ever made.
+    The bits are multiplied by 0 or 1, as whole numbers, so that a zero is +0.0 even where a weight was negative,
+    infinite or NaN; and in pieces, so that no second copy of the weight is ever made.
     """
     mask = mask.to(weight.device)
     bits = weight.data.view(_BITS[weight.element_size()])
     if not (bits.is_contiguous() and mask.is_contiguous()):
-        bits.bitwise_and_(-mask.to(bits.dtype))
+        bits.mul_(mask)
         return
     for part, keep in zip(bits.view(-1).split(CHUNK), mask.view(-1).split(CHUNK), strict=True):
-        part.bitwise_and_(keep.to(bits.dtype).neg_())  # True → −1, all bits set
+        part.mul_(keep)
 
 
 def _raise_differences(what: str, masks: Mapping[str, Tensor], held: Mapping[str, torch.Size]) -> None:

@@ -105,8 +105,9 @@ class Scores:
 
     def reject_nan(self) -> None:
         """Raise a ValueError that names layer and criterion if a score is NaN."""
-        bad = sum(int(torch.isnan(piece).sum()) for piece in self.pieces())
-        if bad:
+        # A sum tells whether there can be a NaN at all, which is much cheaper than looking at each score.
+        suspects = any(bool(torch.isnan(piece.sum())) for piece in self.pieces())
+        if suspects and (bad := sum(int(torch.isnan(piece).sum()) for piece in self.pieces())):
             raise ValueError(f"{self.made_by} gave NaN for {bad} of {self.numel()} weights of layer {self.name!r}")
 
 
@@ -133,7 +134,9 @@ def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], gene
     made_by = f"criterion {label(function)!r}"
     if getattr(function, "elementwise", False) and needs(function) == ("weight",) and weight.is_contiguous():
         pieces = weight.view(-1).split(PIECE)
-        return Scores(name, weight.shape, lambda: (function(weight=piece) for piece in pieces), made_by)
+        result = Scores(name, weight.shape, lambda: (function(weight=piece) for piece in pieces), made_by)
+        result.reject_nan()
+        return result
     known: dict[str, Any] = {**statistics, "generator": generator}
     scores = function(**{need: known[need] for need in needs(function)})
     if not isinstance(scores, Tensor) or not scores.is_floating_point():

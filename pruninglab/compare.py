@@ -1,0 +1,245 @@
+"""Criteria × sparsities × seeds → one tidy table, with the baselines always in.
+
+Every run starts from the same trained network of its seed, gets the same calibration data and the same recovery, and
+is measured on the same test split. What it cost stands beside what it reached.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pruninglab import criteria as rooms
+from pruninglab import units
+from pruninglab.allocation import Allocation
+from pruninglab.criteria import Criterion
+from pruninglab.files import cache_dir, code_version
+from pruninglab.fingerprint import fingerprint
+from pruninglab.masks import Masks
+from pruninglab.naming import label, lookup
+from pruninglab.pruning import check_sparsity, prune
+from pruninglab.recovery import RECOVERIES, Recovery
+from pruninglab.schedules import SCHEDULES, Schedule
+from pruninglab.store import Store
+from pruninglab.tasks import Task
+from pruninglab.tasks import task as find_task
+from pruninglab.tasks.training import OnStep
+from pruninglab.units import Grouping, Pattern
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINES = ("random", "magnitude")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that makes one run."""
+
+    task: str | Task
+    criterion: str | Criterion
+    unit: str | Pattern | Grouping
+    allocation: str | Allocation
+    schedule: str | Schedule
+    recovery: str | Recovery | None
+    sparsity: float | None
+    seed: int
+    calibration: int
+
+    def key(self) -> str:
+        """What the result is stored under; the library's own code is part of it."""
+        task = self.task if isinstance(self.task, str) else (self.task.name, self.task.training, self.task.build)
+        return fingerprint((code_version(), torch.__version__, task, *list(vars(self).values())[1:]))
+
+
+def compare(
+    criteria: str | Criterion | Iterable[str | Criterion] = (),
+    *,
+    task: str | Task = "digits-mlp",
+    sparsity: float | Iterable[float] = (0.5, 0.8, 0.9, 0.95),
+    unit: str | Pattern | Grouping = "weight",
+    allocation: str | Allocation = "global",
+    schedule: str | Schedule = "one_shot",
+    recovery: str | Recovery | None = None,
+    seeds: int | Iterable[int] = 5,
+    calibration: int = 256,
+    n_jobs: int = 1,
+    cache: bool = True,
+) -> "pd.DataFrame":
+    """Prune the same trained networks by each criterion to each sparsity, and measure.
+
+    Args:
+        criteria: names or functions; "random" and "magnitude" are added where they are missing.
+        task: a task, or its name.
+        sparsity: one or several; for an N:M unit it follows from the unit and what is given here is ignored.
+        unit: as in `prune`.
+        allocation: as in `prune`.
+        schedule: "one_shot", "iterative", "gradual" or a schedule (`iterative(10)`).
+        recovery: None, "finetune", "rewind", "distill" or a recovery (`partial(finetune, steps=200)`).
+        seeds: how many (0, 1, …), or which.
+        calibration: how many training samples criteria may look at.
+        n_jobs: how many processes share the work.
+        cache: whether results are stored, and looked up, so that an interrupted or repeated sweep goes on.
+
+    Returns:
+        A row for each run: `task`, `criterion`, `unit`, `allocation`, `schedule`, `recovery`, `sparsity` (asked),
+        `achieved`, `seed`, `accuracy_before` and `accuracy` (before and after recovery), `seconds_pruning`,
+        `seconds_recovery` and gradient `steps`. The unpruned network is there as criterion "dense".
+
+    Raises:
+        ValueError, TypeError: a wrong name or sparsity, no seed; before anything runs.
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    chosen = [criteria] if isinstance(criteria, str) or callable(criteria) else list(criteria)
+    chosen += [name for name in BASELINES if name not in chosen]
+    labels = _labels(chosen)
+    levels: list[float | None] = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
+    if isinstance(units.find(unit), Pattern):
+        levels = [None]
+    for level in levels:
+        if level is not None:
+            check_sparsity(level)
+    which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not which or not levels:
+        raise ValueError(
+            f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
+        )
+    home = find_task(task) if isinstance(task, str) else task
+    for criterion in chosen:
+        rooms.needs(rooms.find(criterion))
+    if isinstance(schedule, str):
+        lookup("schedule", schedule, SCHEDULES)
+    if isinstance(recovery, str):
+        lookup("recovery", recovery, RECOVERIES)
+
+    shared = (unit, allocation, schedule, recovery)
+    runs = {
+        (seed, level, i): Run(task, criterion, *shared, level, seed, calibration)
+        for seed, level, (i, criterion) in product(which, levels, enumerate(chosen))
+    }
+    names = {"task": home.name} | dict(
+        zip(("unit", "allocation", "schedule", "recovery"), map(label, shared), strict=True)
+    )
+    rows: dict[Any, dict[str, Any]] = {}
+    for seed in which:
+        before = home.accuracy(home.trained(seed))
+        dense = {"sparsity": 0.0, "achieved": 0.0, "seed": seed, "accuracy_before": before, "accuracy": before}
+        rows[(seed, -1)] = (
+            {"criterion": "dense"} | dense | {"seconds_pruning": 0.0, "seconds_recovery": 0.0, "steps": 0}
+        )
+    store = Store(cache_dir() / "runs.sqlite") if cache else None
+    keys = {place: run.key() for place, run in runs.items()} if store else {}
+    stored = {place: row for place, key in keys.items() if store and (row := store[key])}
+    missing = {place: run for place, run in runs.items() if place not in stored}
+    with tqdm(
+        total=len(runs), initial=len(stored), desc=f"comparing on {home.name}", unit="run", delay=1, leave=False
+    ) as bar:
+        for place, row in _results(missing, n_jobs):
+            stored[place] = row
+            if store:
+                store[keys[place]] = row
+            bar.update()
+    if store:
+        store.close()
+    for place in runs:
+        rows[place] = {"criterion": labels[place[2]]} | stored[place]
+    table = pd.DataFrame([names | row for row in rows.values()])
+    first = ["task", "criterion", "unit", "allocation", "schedule", "recovery", "sparsity", "achieved", "seed"]
+    return table[[*first, *(column for column in table if column not in first)]]
+
+
+def _labels(chosen: list[str | Criterion]) -> list[str]:
+    """Names for the table; a function that is called like a built-in criterion but is not it is marked as yours."""
+    found = []
+    for criterion in chosen:
+        name = label(criterion)
+        built_in = rooms.CRITERIA.get(name)
+        theirs = not isinstance(criterion, str) and built_in is not None and built_in is not criterion
+        found.append(f"{name} (yours)" if theirs else name)
+    if len(set(found)) < len(found):
+        raise ValueError(f"each criterion needs a name of its own; these share one: {found}")
+    return found
+
+
+def _results(runs: dict[Any, Run], n_jobs: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Rows as they come, in any order."""
+    if n_jobs == 1 or len(runs) < 2:
+        for place, run in runs.items():
+            yield place, _run(run)
+        return
+    from joblib import Parallel, cpu_count, delayed
+
+    workers = cpu_count() if n_jobs < 0 else n_jobs
+    threads = max(1, cpu_count() // workers)
+    jobs = (delayed(_run_elsewhere)(place, run, threads, os.fspath(cache_dir().parent)) for place, run in runs.items())
+    yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+
+
+def _run_elsewhere(place: Any, run: Run, threads: int, data: str) -> tuple[Any, dict[str, Any]]:
+    torch.set_num_threads(threads)
+    os.environ["PRUNINGLAB_DATA"] = data
+    return place, _run(run)
+
+
+class _Train:
+    """Training as schedules want it, that remembers how many gradient steps it took."""
+
+    def __init__(self, model: nn.Module, task: Task, seed: int) -> None:
+        self.model, self.task, self.seed = model, task, seed
+        self.steps = task.training.steps // 2
+        self.spent = 0
+
+    def __call__(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
+        losses = self.task.train(self.model, masks=masks, on_step=on_step, steps=self.steps, seed=self.seed + 1)
+        self.spent += len(losses)
+
+
+def _run(run: Run) -> dict[str, Any]:
+    """Do one run: prune by the schedule, measure, recover, measure."""
+    task = find_task(run.task) if isinstance(run.task, str) else run.task
+    function = rooms.find(run.criterion)
+    model = copy.deepcopy(task.trained(run.seed))
+    initial = task.model(run.seed) if "initial_weight" in rooms.needs(function) else None
+    data = task.calibration(run.calibration, run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+
+    def prune_to(sparsity: float | None, within: Masks | None = None) -> Masks:
+        return prune(
+            model,
+            sparsity=sparsity,
+            criterion=function,
+            unit=run.unit,
+            allocation=run.allocation,
+            data=data,
+            loss=task.loss,
+            initial=initial,
+            within=within,
+            seed=generator,
+        )
+
+    train = _Train(model, task, run.seed)
+    schedule = lookup("schedule", run.schedule, SCHEDULES) if isinstance(run.schedule, str) else run.schedule
+    start = time.perf_counter()
+    masks = schedule(run.sparsity, prune_to, train)  # type: ignore[arg-type]  # None is an N:M unit's own sparsity
+    pruned = time.perf_counter()
+    row = {"sparsity": masks.sparsity() if run.sparsity is None else run.sparsity, "achieved": masks.sparsity()}
+    row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}
+    steps, began = train.spent, time.perf_counter()
+    if run.recovery is not None:
+        recover = lookup("recovery", run.recovery, RECOVERIES) if isinstance(run.recovery, str) else run.recovery
+        steps += recover(model, masks, task, seed=run.seed)
+    seconds = time.perf_counter() - began
+    return row | {
+        "accuracy": task.accuracy(model),
+        "seconds_pruning": pruned - start,
+        "seconds_recovery": seconds,
+        "steps": steps,
+    }

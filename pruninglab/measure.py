@@ -1,0 +1,224 @@
+"""What was gained, and what it cost: sparsity, size, work, time and accuracy, each measured rather than assumed.
+
+Zeros alone make nothing faster, so nothing here turns one number into another: bytes are bytes of a file, and latency
+is a clock's.
+"""
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pruninglab.files import save_tensors
+from pruninglab.layers import Exclude, prunable
+from pruninglab.storage import save_sparse
+from pruninglab.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def sparsity(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> float:
+    """The fraction of prunable weights that are exactly zero."""
+    weights = [layer.weight.detach() for layer in prunable(model, exclude).values()]
+    return 1 - sum(int(torch.count_nonzero(w)) for w in weights) / sum(w.numel() for w in weights)
+
+
+def empty_layers(model: nn.Module) -> list[str]:
+    """The prunable layers that have no weight left."""
+    return [name for name, layer in prunable(model).items() if not torch.count_nonzero(layer.weight)]
+
+
+class _Reached(torch.autograd.Function):
+    """1 where anything arrives, 0 elsewhere; forwards for signals, backwards for gradients."""
+
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return (x != 0).to(x.dtype)
+
+    @staticmethod
+    def backward(_context: Any, grad: Tensor) -> Tensor:
+        return (grad != 0).to(grad.dtype)
+
+
+def effective_sparsity(model: nn.Module, example_input: Tensor) -> float:
+    """Like `sparsity`, but weights that lie on no path from an input to an output count as gone too.
+
+    A weight is on a path if something reaches it and something leaves it. Both are found by running a copy of the model
+    in which every weight that is not zero is 1, biases are gone and norms let everything through: forwards tells what
+    reaches a weight, backwards what leaves it. That is exact for networks of linear layers and convolutions, norms,
+    ReLU and its kin, pooling, addition and concatenation.
+
+    Args:
+        model: any module.
+        example_input: one batch of the right shape; its values do not matter.
+    """
+    skeleton = copy.deepcopy(model).eval()
+    for name, module in list(skeleton.named_modules()):
+        plain = _plain(module)
+        if plain is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(skeleton.get_submodule(parent), child, plain)
+    layers = prunable(skeleton)
+    with torch.no_grad():
+        for parameter in skeleton.parameters():
+            parameter.requires_grad_(True)
+        weights = {id(layer.weight) for layer in layers.values()}
+        for name, parameter in skeleton.named_parameters():
+            if id(parameter) in weights:
+                parameter.copy_(parameter != 0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    for module in skeleton.modules():
+        if any(module is layer for layer in layers.values()):
+            module.register_forward_hook(lambda _module, _args, output: _Reached.apply(output))
+    outputs = skeleton(torch.ones_like(example_input[:1]))
+    grads = torch.autograd.grad(outputs.sum(), [layer.weight for layer in layers.values()], allow_unused=True)
+    total = sum(layer.weight.numel() for layer in layers.values())
+    alive = sum(
+        int(((layer.weight != 0) & (grad != 0)).sum())
+        for layer, grad in zip(layers.values(), grads, strict=True)
+        if grad is not None
+    )
+    return 1 - alive / total
+
+
+def _plain(module: nn.Module) -> nn.Module | None:
+    """What stands in for a module where only paths matter; None if it stands for itself."""
+    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Dropout)):
+        return nn.Identity()
+    if isinstance(module, nn.MaxPool1d):  # the maximum lets one path through, the mean all of them
+        return nn.AvgPool1d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+    if isinstance(module, nn.MaxPool2d):
+        return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+    if isinstance(module, nn.AdaptiveMaxPool2d):
+        return nn.AdaptiveAvgPool2d(module.output_size)
+    return None
+
+
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """How many parameters the model has, and how many of them are not zero."""
+    return (
+        sum(p.numel() for p in model.parameters()),
+        sum(int(torch.count_nonzero(p)) for p in model.parameters()),
+    )
+
+
+def stored_bytes(model: nn.Module, sparse: bool = False) -> int:
+    """The size in bytes of the state dict as a safetensors file; `sparse`: with zeros left out (see `storage`)."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        (save_sparse if sparse else lambda state, to: save_tensors(to, state))(model.state_dict(), path)
+        return path.stat().st_size
+
+
+def flops(model: nn.Module, example_input: Tensor) -> int:
+    """Floating-point operations of one forward pass of this batch, by torch's own counter (2 for a multiply–add).
+
+    A dense kernel multiplies by zeros as well, so zeros change nothing here.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    mode = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example_input)
+    model.train(mode)
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call: the median of `repeats`, and the quartiles around it, on `threads` threads."""
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.median:.3f} ms ({self.low:.3f} to {self.high:.3f}, {self.repeats} calls, "
+            f"{self.threads} thread{'s' * (self.threads > 1)})"
+        )
+
+
+@torch.no_grad()
+def latency(run: Any, *inputs: Tensor, repeats: int = 30, threads: int = 1) -> Latency:
+    """Time calls of a model, or of any function of tensors.
+
+    Args:
+        run: what is called, in evaluation mode if it is a module.
+        inputs: what it is called with.
+        repeats: how many calls are timed, after three that are not.
+        threads: how many threads torch may use meanwhile.
+
+    Raises:
+        ValueError: `repeats` is less than 3.
+    """
+    if repeats < 3:
+        raise ValueError(f"repeats must be at least 3 for a median and quartiles, not {repeats}")
+    before, mode = torch.get_num_threads(), getattr(run, "training", False)
+    torch.set_num_threads(threads)
+    try:
+        if isinstance(run, nn.Module):
+            run.eval()
+        for _ in range(3):
+            run(*inputs)
+        times = []
+        for _ in range(repeats):
+            _wait(inputs)
+            start = time.perf_counter()
+            run(*inputs)
+            _wait(inputs)
+            times.append(1000 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(before)
+        if isinstance(run, nn.Module):
+            run.train(mode)
+    low, median, high = statistics.quantiles(times, n=4)
+    return Latency(median, low, high, repeats, threads)
+
+
+def _wait(inputs: tuple[Tensor, ...]) -> None:
+    if inputs and inputs[0].is_cuda:
+        torch.cuda.synchronize()
+
+
+def accuracy(model: nn.Module, task: Task, split: str = "test") -> tuple[float, float]:
+    """Accuracy and its binomial standard error √(p (1 − p) / n): what the finite test set alone leaves open."""
+    p, n = task.accuracy(model, split), len(task.data[split][1])
+    return p, math.sqrt(p * (1 - p) / n)
+
+
+def report(model: nn.Module, task: Task, *, split: str = "test", threads: int = 1) -> "pd.DataFrame":
+    """All of the above in one row; put rows together with `pandas.concat`. FLOPs and latency are for one input."""
+    import pandas as pd
+
+    x = task.data[split][0][:1].to(next(model.parameters()).device)
+    p, error = accuracy(model, task, split)
+    total, nonzero = parameters(model)
+    row = {
+        "accuracy": p,
+        "accuracy_error": error,
+        "sparsity": sparsity(model),
+        "effective_sparsity": effective_sparsity(model, x),
+        "empty_layers": len(empty_layers(model)),
+        "parameters": total,
+        "nonzero": nonzero,
+        "bytes_dense": stored_bytes(model),
+        "bytes_sparse": stored_bytes(model, sparse=True),
+        "flops": flops(model, x),
+        "latency_ms": latency(model, x, threads=threads).median,
+        "threads": threads,
+    }
+    return pd.DataFrame([row])

@@ -1,0 +1,62 @@
+"""Storing a pruned network in few bytes, and getting it back to the bit.
+
+Zeros cost nothing only if the file says where they are. A tensor is written in the shortest of three ways: whole; as a
+bitmap (one bit for each entry) and the values that are not zero; or as those values and their positions.
+"""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruninglab.files import load_tensors, save_tensors
+
+
+def pack(tensor: Tensor) -> dict[str, Tensor]:
+    """What is stored for one tensor: "dense" alone, or "values" and "shape" with either "bitmap" or "index"."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    index = flat.nonzero().view(-1)
+    values = flat[index]
+    narrow = torch.uint16 if flat.numel() <= 1 << 16 else torch.int32 if flat.numel() < 1 << 31 else torch.int64
+    ways: dict[str, dict[str, Tensor]] = {
+        "dense": {"dense": tensor.detach().cpu().contiguous()},
+        "bitmap": {"bitmap": torch.from_numpy(np.packbits((flat != 0).numpy())), "values": values},
+        "index": {"index": index.to(narrow), "values": values},
+    }
+    for name in ("bitmap", "index"):
+        ways[name]["shape"] = torch.tensor(tensor.shape, dtype=torch.int64)
+    return min(ways.values(), key=lambda parts: sum(part.nbytes for part in parts.values()))
+
+
+def unpack(parts: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that `pack` took apart."""
+    if "dense" in parts:
+        return parts["dense"]
+    shape = torch.Size(parts["shape"].tolist())
+    flat = torch.zeros(shape.numel(), dtype=parts["values"].dtype)
+    if "bitmap" in parts:
+        where = torch.from_numpy(np.unpackbits(parts["bitmap"].numpy(), count=len(flat)).astype(bool))
+    else:
+        where = parts["index"].to(torch.int64)
+    flat[where] = parts["values"]
+    return flat.view(shape)
+
+
+def save_sparse(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a state dict as one safetensors file in which zeros cost little."""
+    save_tensors(path, {f"{name}/{part}": value for name, t in state.items() for part, value in pack(t).items()})
+
+
+def load_sparse(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read what `save_sparse` wrote, as a state dict.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is not whole.
+    """
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_tensors(path)[0].items():
+        owner, _, part = name.rpartition("/")
+        grouped.setdefault(owner, {})[part] = value
+    return {name: unpack(parts) for name, parts in grouped.items()}
