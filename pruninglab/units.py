@@ -8,7 +8,6 @@ Single weights are neither: they compete as they are.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -128,21 +127,19 @@ def nm(n: int, m: int, remainder: str = "error") -> Pattern:
 
 def _best_of_each(groups: Tensor, n: int) -> Tensor:
     """The mask of the n highest of each row of (number of groups, size)."""
-    # NumPy, in pieces that stay in the cache: on such short steps it is about twice as fast as torch.
-    wide = torch.promote_types(groups.dtype, torch.float32)
-    rows = groups.cpu().to(wide).numpy()
-    mask = np.empty(rows.shape, dtype=bool)
-    size = rows.shape[1]
-    for start in range(0, len(rows), 1 << 14):
-        part, out = rows[start : start + (1 << 14)], mask[start : start + (1 << 14)]
-        columns = [np.ascontiguousarray(part[:, j]) for j in range(size)]
+    # NumPy, in pieces that stay in the cache: on such short steps it is several times as fast as torch.
+    size = groups.shape[1]
+    scores = groups.to("cpu", torch.promote_types(groups.dtype, torch.float32)).numpy().reshape(-1)
+    mask = np.empty(scores.shape, dtype=bool)
+    piece = size * max(1, (1 << 16) // size)  # whole groups
+    place = np.tile(np.arange(size, dtype=np.uint8 if size < 256 else np.int32), piece // size)
+    for start in range(0, len(scores), piece):
+        part, out = scores[start : start + piece], mask[start : start + piece]
         # A member's rank is how many others beat it: all earlier ones, until a comparison says otherwise.
-        ranks: list[Any] = [np.full(len(part), j, dtype=np.uint8 if size < 256 else np.int32) for j in range(size)]
-        for i in range(size):
-            for j in range(i + 1, size):
-                later_wins = (columns[j] > columns[i]).view(np.uint8)
-                ranks[i] += later_wins
-                ranks[j] -= later_wins
-        for j in range(size):
-            np.less(ranks[j], n, out=out[:, j])
-    return torch.from_numpy(mask).to(groups.device)
+        rank = place[: len(part)].copy()
+        for d in range(1, size):  # each member against the d-th after it, if that is of the same group
+            later_wins = ((part[d:] > part[:-d]) & (place[: len(part) - d] < size - d)).view(np.uint8)
+            rank[:-d] += later_wins
+            rank[d:] -= later_wins
+        np.less(rank, n, out=out)
+    return torch.from_numpy(mask).view(groups.shape).to(groups.device)

@@ -65,27 +65,33 @@ def top_masks(scores: Mapping[str, Scores], keep: int) -> dict[str, Tensor]:
 
 def _edge(scores: Mapping[str, Scores], k: int) -> tuple[float, int]:
     """The k-th highest score, and how many of those equal to it are among the k highest."""
-    left = k  # the score sought is the left-th highest of those whose bits begin with `known`
-    known, size = 0, 0  # the bits found so far, and the bytes of a score
-    digit = 0
-    while not size or digit < size // 2:
+    size = _float_type(scores).itemsize
+    known, left = 0, k  # the score sought is the left-th highest of those whose bits begin with `known`
+    leading = 8 * size - 16
+    for shift in range(leading, -1, -16):
         counts = np.zeros(_DIGITS, dtype=np.int64)
         for _, _, numbers in _read(scores):
-            size = numbers.itemsize
             bits = numbers.view(f"u{size}")
-            if digit:
-                bits = bits[bits >> 8 * size - 16 * digit == known]
-            counts += np.bincount(bits.view(np.uint16)[size // 2 - 1 - digit :: size // 2], minlength=_DIGITS)
-        order = _LEADING if not digit else _UP if known >> 16 * digit - 1 else _DOWN
+            if shift == leading:
+                found = np.bincount(_digit(bits, shift))
+                counts[: len(found)] += found
+            else:
+                np.add.at(counts, _digit(bits[bits >> shift + 16 == known], shift), 1)
+        # The first bit known is the sign.
+        order = _LEADING if shift == leading else _UP if known >> (leading - shift - 1) else _DOWN
         through = counts[order].cumsum()
         at = int(np.searchsorted(through, left))
         left -= int(through[at] - counts[order[at]])
         known = known << 16 | int(order[at])
-        digit += 1
-    threshold = float(np.array([known], dtype=f"u{size}").view(numbers.dtype)[0])
+    threshold = float(np.array([known], dtype=f"u{size}").view(f"f{size}")[0])
     if threshold == 0:  # 0 and −0 are equal, but not their bits
         left = k - sum(count_above(scores, 0.0).values())
     return threshold, left
+
+
+def _digit(bits: np.ndarray, shift: int) -> np.ndarray:
+    """The 16 bits that begin at bit `shift`."""
+    return bits.view(np.uint16)[shift // 16 :: bits.itemsize // 2]
 
 
 def _read(scores: Mapping[str, Scores]) -> Iterator[tuple[str, slice, np.ndarray]]:
@@ -93,9 +99,14 @@ def _read(scores: Mapping[str, Scores]) -> Iterator[tuple[str, slice, np.ndarray
 
     As NumPy arrays: NumPy compares and counts several times faster than torch does.
     """
-    dtype = reduce(torch.promote_types, (next(layer.pieces()).dtype for layer in scores.values()), torch.float32)
+    dtype = _float_type(scores)
     for name, layer in scores.items():
         start = 0
         for piece in layer.pieces():
             yield name, slice(start, start + len(piece)), piece.to("cpu", dtype).numpy()
             start += len(piece)
+
+
+def _float_type(scores: Mapping[str, Scores]) -> torch.dtype:
+    """The type that holds the scores of every layer exactly: float32, or float64 if one layer has that."""
+    return reduce(torch.promote_types, (next(layer.pieces()).dtype for layer in scores.values()), torch.float32)

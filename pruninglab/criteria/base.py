@@ -85,29 +85,28 @@ def needs(function: Criterion) -> tuple[str, ...]:
 class Scores:
     """The scores of one layer. Held as a tensor, or made piece by piece, so that they need not all exist at once.
 
-    `pieces()` yields them flat and in order; `tensor()` gives them whole, shaped like the weight (or like the units).
+    `pieces()` yields them flat and in order, `pieces(size)` so many at a time; `tensor()` gives them whole, shaped like
+    the weight (or like the units), to be read only.
     """
 
     name: str
     shape: torch.Size
-    pieces: Callable[[], Iterator[Tensor]]
+    pieces: Callable[..., Iterator[Tensor]]
     made_by: str = "scores"
 
     @classmethod
     def of(cls, name: str, tensor: Tensor, made_by: str = "scores") -> "Scores":
-        return cls(name, tensor.shape, lambda: iter(tensor.reshape(-1).split(PIECE)), made_by)
+        return cls(name, tensor.shape, lambda size=PIECE: iter(tensor.reshape(-1).split(size)), made_by)
 
     def tensor(self) -> Tensor:
-        return torch.cat(list(self.pieces())).view(self.shape)
+        return next(self.pieces(self.numel())).view(self.shape)
 
     def numel(self) -> int:
         return self.shape.numel()
 
     def reject_nan(self) -> None:
         """Raise a ValueError that names layer and criterion if a score is NaN."""
-        # A sum tells whether there can be a NaN at all, which is much cheaper than looking at each score.
-        suspects = any(bool(torch.isnan(piece.sum())) for piece in self.pieces())
-        if suspects and (bad := sum(int(torch.isnan(piece).sum()) for piece in self.pieces())):
+        if bad := sum(int(torch.isnan(piece).sum()) for piece in self.pieces()):
             raise ValueError(f"{self.made_by} gave NaN for {bad} of {self.numel()} weights of layer {self.name!r}")
 
 
@@ -128,15 +127,22 @@ def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], gene
         TypeError: the criterion returned no floating-point tensor.
     """
     weight = statistics["weight"]
-    # One sum tells whether there can be a NaN at all, which is much cheaper than looking at each weight.
+    made_by = f"criterion {label(function)!r}"
+    lazy = None
+    if getattr(function, "elementwise", False) and needs(function) == ("weight",) and weight.is_contiguous():
+        flat = weight.view(-1)
+        lazy = Scores(
+            name, weight.shape, lambda size=PIECE: (function(weight=piece) for piece in flat.split(size)), made_by
+        )
+        # A sum tells whether there can be a NaN at all, which is much cheaper than looking at each number.
+        sums = (piece.sum() + scores.sum() for piece, scores in zip(flat.split(PIECE), lazy.pieces(), strict=True))
+        if not any(torch.isnan(total) for total in sums):
+            return lazy
     if torch.isnan(weight.sum()) and torch.isnan(weight).any():
         raise ValueError(f"the weights of layer {name!r} contain NaN; nothing was pruned")
-    made_by = f"criterion {label(function)!r}"
-    if getattr(function, "elementwise", False) and needs(function) == ("weight",) and weight.is_contiguous():
-        pieces = weight.view(-1).split(PIECE)
-        result = Scores(name, weight.shape, lambda: (function(weight=piece) for piece in pieces), made_by)
-        result.reject_nan()
-        return result
+    if lazy:
+        lazy.reject_nan()
+        return lazy
     known: dict[str, Any] = {**statistics, "generator": generator}
     scores = function(**{need: known[need] for need in needs(function)})
     if not isinstance(scores, Tensor) or not scores.is_floating_point():

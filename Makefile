@@ -1,0 +1,14 @@
+# The commands of the README. Without make, run the same lines: python -m lab, python -m lab test, …
+PYTHON ?= python3
+
+.PHONY: lab test test-slow book readme
+lab:        ## set up if need be, and open JupyterLab on the book
+	@$(PYTHON) -m lab
+test:       ## set up if need be, and pass the tests
+	@$(PYTHON) -m lab test
+test-slow:  ## the slow tests too
+	@$(PYTHON) -m lab test --slow
+book:       ## run every chapter into build/book
+	@$(PYTHON) -m lab book
+readme:     ## make the README's picture and tables again
+	@$(PYTHON) -m lab setup && .venv/bin/python -m pruninglab readme

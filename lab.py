@@ -1,0 +1,75 @@
+"""The two commands of the README, with or without make. Needs nothing but Python itself.
+
+    python -m lab            set up if need be, and open JupyterLab on the book
+    python -m lab test       set up if need be, and pass the tests (--slow: the slow ones too)
+    python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
+
+"Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "pruninglab-setup"
+# JupyterLab's defaults in this environment: it asks nothing and looks nothing up when it starts.
+QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+def set_up() -> None:
+    """Make the virtual environment, unless it is there and was made for this `pyproject.toml`."""
+    if sys.version_info < (3, 11):  # noqa: UP036  this file is what an older Python gets to see
+        sys.exit(f"Pruning Lab needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
+    made_for = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == made_for:
+        return
+    print("Setting up .venv: this downloads PyTorch and JupyterLab and takes a few minutes, once.", flush=True)
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
+    if subprocess.run(install).returncode:
+        sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
+    settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(QUIET, indent=2))
+    STAMP.write_text(made_for)
+
+
+def run(*command: str) -> int:
+    """Run Python of the environment on the project."""
+    return subprocess.run([PYTHON, *command], cwd=ROOT).returncode
+
+
+def main() -> int:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book"))
+    parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
+    parser.add_argument("--fast", action="store_true", help="book: with fewer seeds and steps")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="open: print the address instead of opening a browser"
+    )
+    options, rest = parser.parse_known_args()
+    set_up()
+    if options.what == "test":
+        return run("-m", "pytest", *(["-m", "slow or not slow"] if options.slow else []), *rest)
+    if options.what == "book":
+        return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
+    if options.what == "open":
+        browser = ["--no-browser"] if options.no_browser else []
+        return run("-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", *browser, *rest)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

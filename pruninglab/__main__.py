@@ -1,0 +1,7 @@
+"""`python -m pruninglab`."""
+
+import sys
+
+from pruninglab.cli import main
+
+sys.exit(main())

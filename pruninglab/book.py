@@ -1,0 +1,105 @@
+"""The chapters of the book, and running them.
+
+Chapters are committed without outputs. Running one makes an executed copy in a folder of its own; nothing in `book/`
+is ever written.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruninglab.files import PACKAGE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BOOK = PACKAGE.parent / "book"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter: number, title, the answer it gives in one sentence, and its notebook (which may be yet to come)."""
+
+    number: int
+    title: str
+    answer: str
+    path: Path
+
+
+_TABLE = (
+    ("start_here", "Start here", "one call prunes a network; five questions order the field"),
+    ("measure", "What is smaller, what is faster", "zeros are not speed: measure bytes, operations and time apart"),
+    ("magnitude", "Magnitude", "small weights go first; how they are compared, and when, decides the rest"),
+    ("structured", "Structured pruning", "whole channels make a network really faster"),
+    ("lottery_tickets", "Lottery tickets", "a small network inside the large one can be trained alone"),
+    ("sparse_from_the_start", "Sparse from the start", "when to prune, if not after training"),
+    ("rate_distortion", "Rate and distortion", "how much from which layer, solved to the optimum"),
+    ("curvature", "Curvature", "from OBD's diagonal to surgery on blocks"),
+    ("llm_one_shot", "Language models, in one shot", "why magnitude fails there and activations help"),
+    ("llm_structured", "Language models, cut and healed", "heads, channels and layers out, and back to health"),
+    ("your_own_criterion", "Your own criterion", "five lines, and a minute later how it fares against all others"),
+)
+
+
+def chapters() -> list[Chapter]:
+    """All chapters in order, those yet to come too."""
+    return [
+        Chapter(number, title, answer, BOOK / f"{number:02}_{name}.ipynb")
+        for number, (name, title, answer) in enumerate(_TABLE)
+    ]
+
+
+def run(
+    path: Path, out: Path, parameters: dict[str, Any] | None = None, *, strict: bool = True, progress: bool = False
+) -> float:
+    """Execute one notebook through papermill, and return how many seconds it took.
+
+    Args:
+        path: the notebook.
+        out: the executed copy; written as far as it got even if a cell fails.
+        parameters: for its `parameters` cell (`seed`, `fast`, …).
+        strict: whether claims that do not come out as stated are errors.
+        progress: whether papermill shows its own bar.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed.
+    """
+    import papermill
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("PRUNINGLAB_STRICT")
+    os.environ["PRUNINGLAB_STRICT"] = "1" if strict else "0"
+    start = time.perf_counter()
+    try:
+        papermill.execute_notebook(
+            str(path), str(out), parameters or {}, kernel_name="python3", progress_bar=progress, cwd=str(path.parent)
+        )
+    finally:
+        if before is None:
+            del os.environ["PRUNINGLAB_STRICT"]
+        else:
+            os.environ["PRUNINGLAB_STRICT"] = before
+    return time.perf_counter() - start
+
+
+def run_all(out: Path, parameters: dict[str, Any] | None = None) -> "pd.DataFrame":
+    """Execute every chapter into a folder; a row for each with `chapter`, `seconds` and `state` ("ok" or the error)."""
+    import pandas as pd
+    from papermill import PapermillExecutionError
+    from tqdm.auto import tqdm
+
+    rows = []
+    with tqdm([chapter for chapter in chapters() if chapter.path.exists()], unit="chapter") as bar:
+        for chapter in bar:
+            bar.set_description(chapter.path.stem)
+            start = time.perf_counter()
+            try:
+                run(chapter.path, out / chapter.path.name, parameters)
+                state = "ok"
+            except PapermillExecutionError as error:
+                state = f"{error.ename}: {error.evalue}".splitlines()[0]
+            seconds = round(time.perf_counter() - start, 1)
+            rows.append({"chapter": chapter.path.stem, "seconds": seconds, "state": state})
+    return pd.DataFrame(rows)

@@ -1,0 +1,28 @@
+"""What chapters use: pictures, predictions, exercises, claims, widgets. The only room that knows Jupyter."""
+
+from pruninglab.notebook.claims import claim
+from pruninglab.notebook.exercises import check
+from pruninglab.notebook.pictures import Picture, canvas, legend
+from pruninglab.notebook.plots import draw_masks, draw_numbers, draw_scores, draw_weights, plot_tradeoff
+from pruninglab.notebook.predictions import predict
+from pruninglab.notebook.reading import roadmap, source, start
+from pruninglab.notebook.widgets import explore, twin
+
+__all__ = [
+    "Picture",
+    "canvas",
+    "check",
+    "claim",
+    "draw_masks",
+    "draw_numbers",
+    "draw_scores",
+    "draw_weights",
+    "explore",
+    "legend",
+    "plot_tradeoff",
+    "predict",
+    "roadmap",
+    "source",
+    "start",
+    "twin",
+]

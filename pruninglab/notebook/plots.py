@@ -1,0 +1,138 @@
+"""The drawings that the chapters share. Each takes data and returns a `Picture`."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from torch import Tensor, nn
+
+from pruninglab.layers import prunable
+from pruninglab.masks import Masks
+from pruninglab.notebook.pictures import BLUE, COLOURS, GREY, LINES, MARKERS, ORANGE, Picture, canvas, dress, legend
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEPT = ListedColormap(["#00000000", BLUE])
+
+
+def draw_numbers(tensors: Mapping[str, Tensor], alt: str, digits: int = 1) -> Picture:
+    """Small matrices side by side, as numbers in cells; zeros and False are left blank, so that holes are seen."""
+    figure, axes = canvas(1, len(tensors), 2.6 * len(tensors), 2.4, squeeze=False)
+    for ax, (title, tensor) in zip(axes[0], tensors.items(), strict=True):
+        values = tensor.detach().float().cpu().numpy()
+        reach = max(float(np.abs(values).max()), 1e-9)
+        ax.imshow(np.abs(values) / reach, cmap="Blues", vmin=0, vmax=1.6, aspect="auto", alpha=(values != 0) * 1.0)
+        for (i, j), value in np.ndenumerate(values):
+            text = "" if value == 0 else "✓" if tensor.dtype == torch.bool else f"{value:.{digits}f}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=9, color="black")
+        ax.set_xticks(np.arange(-0.5, values.shape[1]), [])
+        ax.set_yticks(np.arange(-0.5, values.shape[0]), [])
+        ax.grid(color=GREY, linewidth=0.5)
+        ax.tick_params(length=0)
+        ax.set_title(title, fontsize=10, color=GREY)
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+    return Picture(figure, alt)
+
+
+def draw_masks(masks: Masks, alt: str | None = None) -> Picture:
+    """Every layer's mask as a matrix (outputs down, inputs across); blue = kept, blank = removed."""
+    figure, axes = canvas(1, len(masks), min(3.2 * len(masks), 12), 3.0, squeeze=False)
+    for ax, (name, mask) in zip(axes[0], masks.items(), strict=True):
+        matrix = mask.flatten(1).cpu().numpy()
+        ax.imshow(matrix, cmap=KEPT, vmin=0, vmax=1, aspect="auto", interpolation="antialiased")
+        kept = matrix.mean()
+        ax.set_title(f"{name.removesuffix('.weight')}\n{kept:.1%} kept", fontsize=10, color=GREY)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_visible(True)
+    words = "; ".join(f"{row.layer}: {row.kept} of {row.weights}" for row in masks.per_layer().itertuples())
+    return Picture(figure, alt or f"Which weights are kept in each layer, as blue points. Kept: {words}.")
+
+
+def draw_weights(model: nn.Module, masks: Masks | None = None, alt: str | None = None) -> Picture:
+    """Histograms of each layer's weights; with masks, what is kept against what is removed, on a logarithmic scale."""
+    layers = prunable(model)
+    figure, axes = canvas(1, len(layers), min(3.2 * len(layers), 12), 2.6, squeeze=False)
+    for ax, (name, layer) in zip(axes[0], layers.items(), strict=True):
+        weights = layer.weight.detach().flatten().cpu()
+        edges = np.linspace(float(weights.min()), float(weights.max()) + 1e-9, 61)
+        kept = torch.ones_like(weights, dtype=torch.bool) if masks is None else masks[name].flatten().cpu()
+        if masks is not None:
+            ax.hist(weights[~kept].numpy(), edges, color=ORANGE, alpha=0.7, label="removed", hatch="////")
+        ax.hist(weights[kept].numpy(), edges, color=BLUE, alpha=0.8, label="kept")
+        ax.set_yscale("log")
+        ax.set_title(name.removesuffix(".weight"), fontsize=10, color=GREY)
+        ax.set_xlabel("weight")
+        legend(ax, fontsize=8)
+        dress(ax)
+    axes[0][0].set_ylabel("how many")
+    return Picture(figure, alt or f"Histograms of the weights of {', '.join(layers)}: most weights are close to zero.")
+
+
+def draw_scores(before: Tensor, after: Tensor, images: Tensor, labels: Sequence[int], alt: str) -> Picture:
+    """A few pictures, and under each what two networks make of it; a wrong answer is underlined in orange."""
+    figure, axes = canvas(1, len(images), 1.15 * len(images), 1.9, squeeze=False)
+    for ax, image, a, b, label in zip(axes[0], images, before, after, labels, strict=True):
+        ax.imshow(image.squeeze().cpu().numpy(), cmap="Greys")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+        mark = ["" if int(answer) == label else " ✗" for answer in (a, b)]
+        ax.set_xlabel(f"dense: {int(a)}{mark[0]}\npruned: {int(b)}{mark[1]}", fontsize=9)
+        ax.xaxis.label.set_color(ORANGE if any(mark) else GREY)
+    return Picture(figure, alt)
+
+
+def plot_tradeoff(
+    table: "pd.DataFrame", *, y: str = "accuracy", by: str = "criterion", title: str = "", alt: str | None = None
+) -> Picture:
+    """Accuracy against sparsity from a table of `compare`: the mean over seeds, and one standard deviation as a band.
+
+    Args:
+        table: rows of `compare`; several tables may be concatenated.
+        y: which column to draw ("accuracy", "accuracy_before").
+        by: which column tells the lines apart.
+        title: of the picture.
+        alt: the alternative text; made from the numbers if not given.
+
+    Raises:
+        ValueError: the table has no such column, or no row that is not "dense".
+    """
+    for column in (y, by, "sparsity", "seed"):
+        if column not in table:
+            raise ValueError(f"the table has no column {column!r}; it has {', '.join(table.columns)}")
+    pruned = table[table["criterion"] != "dense"]
+    if pruned.empty:
+        raise ValueError("the table has no pruned network to draw")
+    figure, ax = canvas(width=7, height=3.8)
+    dense = table[table["criterion"] == "dense"][y]
+    if len(dense):
+        ax.axhline(dense.mean(), color=GREY, linewidth=1)
+        ax.annotate("dense", (0, dense.mean()), (2, 3), "axes fraction", textcoords="offset points", color=GREY)
+        ax.texts[-1].xy = (0.0, dense.mean())
+        ax.texts[-1].xycoords = ("axes fraction", "data")
+    words = []
+    levels = sorted(pruned["sparsity"].unique())
+    position = {level: i for i, level in enumerate(levels)}
+    for i, (name, rows) in enumerate(pruned.groupby(by, sort=False)):
+        stats = rows.groupby("sparsity")[y].agg(["mean", "std"]).fillna(0)
+        at = [position[level] for level in stats.index]
+        style = {"color": COLOURS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
+        ax.plot(at, stats["mean"], label=str(name), markersize=5, **style)
+        low, high = stats["mean"] - stats["std"], stats["mean"] + stats["std"]
+        ax.fill_between(at, low, high.clip(upper=1), color=style["color"], alpha=0.15, linewidth=0)
+        words.append(f"{name} {stats['mean'].iloc[0]:.0%} to {stats['mean'].iloc[-1]:.0%}")
+    ax.set_xticks(range(len(levels)), [f"{level:.1%}".replace(".0%", "%") for level in levels])
+    ax.set_xlabel("sparsity")
+    ax.set_ylabel(y.replace("_", " "))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    ax.set_title(title, color=GREY)
+    legend(ax)
+    seeds = pruned["seed"].nunique()
+    told = f"{y} against sparsity ({levels[0]:.1%} to {levels[-1]:.1%}), mean and standard deviation over {seeds} seeds"
+    return Picture(figure, alt or f"{told}: {'; '.join(words)}.")
