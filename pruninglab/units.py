@@ -8,6 +8,7 @@ Single weights are neither: they compete as they are.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def _best_of_each(groups: Tensor, n: int) -> Tensor:
     scores = groups.to("cpu", torch.promote_types(groups.dtype, torch.float32)).numpy().reshape(-1)
     mask = np.empty(scores.shape, dtype=bool)
     piece = size * max(1, (1 << 16) // size)  # whole groups
-    place = np.tile(np.arange(size, dtype=np.uint8 if size < 256 else np.int32), piece // size)
+    place: Any = np.tile(np.arange(size, dtype=np.uint8 if size < 256 else np.int32), piece // size)
     for start in range(0, len(scores), piece):
         part, out = scores[start : start + piece], mask[start : start + piece]
         # A member's rank is how many others beat it: all earlier ones, until a comparison says otherwise.

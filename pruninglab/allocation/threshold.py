@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pruninglab.criteria import Scores
 
+_INTS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 _DIGITS = 1 << 16
 _UP, _DOWN = np.arange(_DIGITS), np.arange(_DIGITS)[::-1]
 # Leading digits from the highest float to the lowest: those of negative floats (the sign bit set) come last, upwards.
@@ -30,7 +31,7 @@ def kth_highest(scores: Mapping[str, Scores], k: int) -> float:
 def count_above(scores: Mapping[str, Scores], threshold: float) -> dict[str, int]:
     """How many scores of each layer are strictly above a threshold."""
     counts = dict.fromkeys(scores, 0)
-    for name, _, numbers in _read(scores):
+    for name, _, numbers in _numbers(scores):
         counts[name] += int(np.count_nonzero(numbers > threshold))
     return counts
 
@@ -51,7 +52,7 @@ def top_masks(scores: Mapping[str, Scores], keep: int) -> dict[str, Tensor]:
     masks = {name: np.full(layer.numel(), keep > 0) for name, layer in scores.items()}
     if 0 < keep < total:
         threshold, room = _edge(scores, keep)
-        for name, place, numbers in _read(scores):
+        for name, place, numbers in _numbers(scores):
             np.greater(numbers, threshold, out=masks[name][place])
             if room:
                 tied = np.flatnonzero(numbers == threshold)[:room]
@@ -65,25 +66,25 @@ def top_masks(scores: Mapping[str, Scores], keep: int) -> dict[str, Tensor]:
 
 def _edge(scores: Mapping[str, Scores], k: int) -> tuple[float, int]:
     """The k-th highest score, and how many of those equal to it are among the k highest."""
-    size = _float_type(scores).itemsize
+    dtype = _shared_type(scores)
+    width = 8 * dtype.itemsize
     known, left = 0, k  # the score sought is the left-th highest of those whose bits begin with `known`
-    leading = 8 * size - 16
-    for shift in range(leading, -1, -16):
+    for shift in range(width - 16, -1, -16):
         counts = np.zeros(_DIGITS, dtype=np.int64)
-        for _, _, numbers in _read(scores):
-            bits = numbers.view(f"u{size}")
-            if shift == leading:
+        for _, _, piece in _read(scores, dtype):
+            bits = piece.view(_INTS[width]).numpy().view(f"u{dtype.itemsize}")
+            if shift == width - 16:
                 found = np.bincount(_digit(bits, shift))
                 counts[: len(found)] += found
             else:
                 np.add.at(counts, _digit(bits[bits >> shift + 16 == known], shift), 1)
         # The first bit known is the sign.
-        order = _LEADING if shift == leading else _UP if known >> (leading - shift - 1) else _DOWN
+        order = _LEADING if shift == width - 16 else _UP if known >> (width - shift - 17) else _DOWN
         through = counts[order].cumsum()
         at = int(np.searchsorted(through, left))
         left -= int(through[at] - counts[order[at]])
         known = known << 16 | int(order[at])
-    threshold = float(np.array([known], dtype=f"u{size}").view(f"f{size}")[0])
+    threshold = torch.from_numpy(np.array([known], dtype=f"u{dtype.itemsize}")).view(dtype).item()
     if threshold == 0:  # 0 and −0 are equal, but not their bits
         left = k - sum(count_above(scores, 0.0).values())
     return threshold, left
@@ -94,19 +95,22 @@ def _digit(bits: np.ndarray, shift: int) -> np.ndarray:
     return bits.view(np.uint16)[shift // 16 :: bits.itemsize // 2]
 
 
-def _read(scores: Mapping[str, Scores]) -> Iterator[tuple[str, slice, np.ndarray]]:
-    """The scores piece by piece: layer, place in the layer, and the numbers, in one float type for all layers.
+def _shared_type(scores: Mapping[str, Scores]) -> torch.dtype:
+    """The smallest type that holds the scores of every layer exactly."""
+    return reduce(torch.promote_types, [next(layer.pieces()).dtype for layer in scores.values()])
 
-    As NumPy arrays: NumPy compares and counts several times faster than torch does.
-    """
-    dtype = _float_type(scores)
+
+def _read(scores: Mapping[str, Scores], dtype: torch.dtype) -> Iterator[tuple[str, slice, Tensor]]:
+    """The scores piece by piece, as one type: layer, place in the layer, and the scores there."""
     for name, layer in scores.items():
         start = 0
         for piece in layer.pieces():
-            yield name, slice(start, start + len(piece)), piece.to("cpu", dtype).numpy()
+            yield name, slice(start, start + len(piece)), piece.to("cpu", dtype)
             start += len(piece)
 
 
-def _float_type(scores: Mapping[str, Scores]) -> torch.dtype:
-    """The type that holds the scores of every layer exactly: float32, or float64 if one layer has that."""
-    return reduce(torch.promote_types, (next(layer.pieces()).dtype for layer in scores.values()), torch.float32)
+def _numbers(scores: Mapping[str, Scores]) -> Iterator[tuple[str, slice, np.ndarray]]:
+    """The same as NumPy arrays: NumPy compares and counts several times faster than torch does."""
+    dtype = torch.promote_types(_shared_type(scores), torch.float32)  # NumPy is slow with smaller floats
+    for name, place, piece in _read(scores, dtype):
+        yield name, place, piece.numpy()
