@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pruninglab.layers import Exclude, Layer, like_weight, outputs_by_position, patches, prunable
+from pruninglab.layers import PRUNABLE, Exclude, Layer, like_weight, outputs_by_position, patches, prunable
 from pruninglab.naming import unknown
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -115,7 +115,7 @@ def _mean_over_samples(total: Tensor, samples: int) -> Tensor:
 @statistic(finish=_mean_over_samples)
 def grad(batch_grad: Tensor, batch_size: int) -> Tensor:
     """Gradient of the mean loss, shaped like the weight."""
-    return batch_grad * batch_size
+    return batch_grad.to(torch.promote_types(batch_grad.dtype, torch.float32)) * batch_size  # sums outgrow bfloat16
 
 
 @statistic(finish=lambda total: total.sqrt())
@@ -135,7 +135,7 @@ def _sum_of_squared_sample_grads(inputs: Tensor, output_grads: Tensor, layer: La
         total = output_grads.squeeze(2).square().mT @ inputs.squeeze(2).square()
     else:
         step = max(1, PIECE // layer.weight.numel())
-        total = torch.zeros_like(layer.weight).view(len(inputs), -1, inputs.shape[-1])
+        total = inputs.new_zeros(len(inputs), output_grads.shape[-1], inputs.shape[-1])
         for x, g in zip(inputs.split(step, 1), output_grads.split(step, 1), strict=True):
             total += (g.mT @ x).square().sum(1)
     return total.reshape(layer.weight.shape)
@@ -266,11 +266,11 @@ class _Recorder:
 
     def __init__(self, name: str, layer: Layer) -> None:
         self.name, self.layer = name, layer
-        self.calls: list[dict[str, Tensor]] = []
+        self.calls: list[dict[str, Any]] = []
 
     def watch(self, module: nn.Module) -> RemovableHandle:
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            call = {"x": args[0].detach()}
+            call = {"x": args[0].detach(), "layer": module}  # sharers of a weight may differ in stride or padding
             self.calls.append(call)
             if output.requires_grad:
                 output.register_hook(lambda grad: call.update(grad=grad))
@@ -285,14 +285,14 @@ class _Recorder:
                 f"{self.name} was never called as a layer in the forward pass (used through its weight only?): "
                 f"leave it out with exclude={self.name!r}, or choose a criterion that needs no data"
             )
-        inputs = [self._by_sample(patches(self.layer, call["x"]), samples) for call in calls]
+        inputs = [self._by_sample(patches(call["layer"], call["x"]), samples) for call in calls]
         taken = {"inputs": torch.cat(inputs, 2)}
         if "output_grads" in needs:
             width = self.layer.weight.shape[0] // len(inputs[0])
             grads = [
                 x.new_zeros(*x.shape[:3], width)  # a call that the loss does not depend on
                 if "grad" not in call
-                else self._by_sample(outputs_by_position(self.layer, call["grad"]), samples)
+                else self._by_sample(outputs_by_position(call["layer"], call["grad"]), samples)
                 for x, call in zip(inputs, calls, strict=True)
             ]
             taken["output_grads"] = torch.cat(grads, 2) * samples  # of each sample's own loss, not of the mean
@@ -323,7 +323,7 @@ def _measure(
             undo.callback(setattr, module, "training", module.training)
             if needs & {"inputs", "output_grads"}:
                 for recorder in recorders.values():
-                    if module._parameters.get("weight") is recorder.layer.weight:
+                    if isinstance(module, PRUNABLE) and module.weight is recorder.layer.weight:
                         undo.callback(recorder.watch(module).remove)
         for w in weights:
             undo.callback(w.requires_grad_, w.requires_grad)
