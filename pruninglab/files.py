@@ -55,7 +55,7 @@ def save_tensors(
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file(whole, temporary, metadata=dict(metadata or {}))
+        save_file(whole, temporary, metadata=dict(metadata) if metadata else None)  # {} cannot be read back
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -24,7 +24,8 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
 
     Args:
         model: any module.
-        exclude: what to leave out: names or globs of parameters or modules, module types, or modules.
+        exclude: what to leave out: names or globs of parameters or modules, module types, or modules. A module stands
+            for everything inside it, and a shared weight is left out under each of its names.
 
     Raises:
         ValueError: an entry of `exclude` matches nothing, a weight is re-parametrised, or nothing is left to prune.
@@ -33,23 +34,23 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     if isinstance(exclude, (str, type, nn.Module)):
         exclude = (exclude,)
     found: dict[str, Layer] = {}
-    seen: set[int] = set()
-    for module_name, module in model.named_modules():
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}  # all that hold a weight, under all their names
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        name = f"{module_name}.weight" if module_name else "weight"
+        owners.setdefault(id(module._parameters.get("weight")), []).append((name, module))
         if not isinstance(module, PRUNABLE):
             continue
-        name = f"{module_name}.weight" if module_name else "weight"
         if module._parameters.get("weight") is None:
             raise ValueError(
                 f"the weight of {module_name or 'the model'!r} is not a plain parameter (is a parametrization or "
                 "torch.nn.utils.prune on it?): remove that first, so that zeros can be written into it"
             )
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[name] = module
+        first = next(owner for owner, held in owners[id(module.weight)] if isinstance(held, PRUNABLE))
+        found.setdefault(first, module)
     if not found:
         raise ValueError(f"{type(model).__name__} has no prunable layer: no Linear, Conv1d, Conv2d or Conv3d")
     for entry in exclude:
-        hit = [name for name, module in found.items() if _matches(entry, name, module, model)]
+        hit = [name for name, layer in found.items() if any(_matches(entry, *who) for who in owners[id(layer.weight)])]
         if not hit and not _matches_elsewhere(entry, model):
             raise ValueError(f"exclude={entry!r} matches no layer. Prunable here: {', '.join(found)}")
         for name in hit:
@@ -59,19 +60,20 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     return found
 
 
-def _matches(entry: Exclude, name: str, module: nn.Module, model: nn.Module) -> bool:
-    if isinstance(entry, str):
-        return fnmatchcase(name, entry) or fnmatchcase(name.removesuffix("weight").removesuffix("."), entry)
+def _matches(entry: Exclude, name: str, module: nn.Module) -> bool:
+    if isinstance(entry, str):  # the name of the parameter, of its module, or of a module around that
+        parts = name.split(".")
+        return any(fnmatchcase(".".join(parts[:end]), entry) for end in range(len(parts) + 1))
     if isinstance(entry, type):
         return isinstance(module, entry)
-    if isinstance(entry, nn.Module):  # a module stands for everything inside it
+    if isinstance(entry, nn.Module):
         return any(part is module for part in entry.modules())
     raise TypeError(f"exclude takes names, globs, module types and modules, not {entry!r}")
 
 
 def _matches_elsewhere(entry: Exclude, model: nn.Module) -> bool:
     """Whether `entry` names something that is there but was already out (excluded before, or never prunable)."""
-    return any(_matches(entry, f"{name}.weight", module, model) for name, module in model.named_modules())
+    return any(_matches(entry, f"{name}.weight", module) for name, module in model.named_modules())
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:

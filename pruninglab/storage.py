@@ -17,12 +17,13 @@ from pruninglab.files import load_tensors, save_tensors
 def pack(tensor: Tensor) -> dict[str, Tensor]:
     """What is stored for one tensor: "dense" alone, or "values" and "shape" with either "bitmap" or "index"."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    index = flat.nonzero().view(-1)
+    there = flat.view(torch.uint8).view(len(flat), tensor.element_size()).any(1)  # by bits: −0 is not nothing
+    index = there.nonzero().view(-1)
     values = flat[index]
     narrow = torch.uint16 if flat.numel() <= 1 << 16 else torch.int32 if flat.numel() < 1 << 31 else torch.int64
     ways: dict[str, dict[str, Tensor]] = {
         "dense": {"dense": tensor.detach().cpu().contiguous()},
-        "bitmap": {"bitmap": torch.from_numpy(np.packbits((flat != 0).numpy())), "values": values},
+        "bitmap": {"bitmap": torch.from_numpy(np.packbits(there.numpy())), "values": values},
         "index": {"index": index.to(narrow), "values": values},
     }
     for name in ("bitmap", "index"):
