@@ -53,7 +53,12 @@ def save_tensors(
     """Write tensors as one safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    stored: set[int] = set()  # the format has no shared memory, so tied weights are written once for each name
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        whole[name] = flat.clone() if flat.untyped_storage().data_ptr() in stored else flat
+        stored.add(whole[name].untyped_storage().data_ptr())
     with atomic(path) as temporary:
         save_file(whole, temporary, metadata=dict(metadata) if metadata else None)  # {} cannot be read back
 

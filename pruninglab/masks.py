@@ -6,6 +6,7 @@ working.
 This file knows nothing of criteria or budgets.
 """
 
+import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -113,7 +114,7 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        save_tensors(path, self, {"format": "pruninglab.masks"})
+        save_tensors(path, self, {"format": "pruninglab.masks", "order": json.dumps(list(self))})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Masks":
@@ -125,7 +126,7 @@ class Masks(Mapping[str, Tensor]):
         tensors, metadata = load_tensors(path)
         if metadata.get("format") != "pruninglab.masks":
             raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that Masks.save wrote")
-        return cls(tensors)
+        return cls({name: tensors[name] for name in json.loads(metadata["order"])})
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Write a zero wherever a mask is False, in place, and return the model.

@@ -60,11 +60,14 @@ def prune(
         TypeError: an argument of the wrong kind.
     """
     function, shape = criteria.find(criterion), units.find(unit)
+    exclude = exclude if isinstance(exclude, (str, type, nn.Module)) else tuple(exclude)  # it is read more than once
     allocations.find(allocation)
     layers = prunable(model, exclude)
     keep = _budget(model, layers, sparsity, params, shape)
     scores = _scores(model, layers, function, data, loss, initial, seed, exclude)
+    left = {name: layer.numel() for name, layer in scores.items()}
     if within is not None:
+        left = {name: _left(layer, within) for name, layer in scores.items()}
         scores = {name: _without_removed(layer, within) for name, layer in scores.items()}
 
     if isinstance(shape, units.Pattern):
@@ -72,15 +75,15 @@ def prune(
         if within is not None:
             chosen = {name: mask & within[name].to(mask.device) for name, mask in chosen.items()}
         return _applied(chosen, model)
-    if within is not None and keep > within.kept():
-        raise ValueError(f"{keep} weights were to be kept, but `within` has only {within.kept()} left")
+    if keep > sum(left.values()):
+        raise ValueError(f"{keep} weights were to be kept, but `within` has only {sum(left.values())} left")
     chosen, owed = {}, 0
-    for who, places in allocations.allocate(allocation, scores, keep).items():
+    for who, places in _fitted(allocations.allocate(allocation, scores, keep), left).items():
         competing = {name: scores[name] for name in who}
         if shape is None:
             chosen |= top_masks(competing, places)
         else:  # what a whole unit overshoots here is taken back from the layers that follow
-            masks = _top_units(competing, places + owed, shape)
+            masks = _top_units(competing, places + owed, shape, within)
             owed += places - sum(int(mask.sum()) for mask in masks.values())
             chosen |= masks
     return _applied({name: chosen[name] for name in layers}, model)
@@ -150,23 +153,47 @@ def check_sparsity(sparsity: object) -> None:
         raise ValueError(f"sparsity is the fraction removed, in [0, 1); {sparsity} is not.{percent}")
 
 
+def _left(layer: Scores, within: Masks) -> int:
+    """How many weights of a layer `within` left."""
+    if layer.name not in within or within[layer.name].shape != layer.shape:
+        has = ", ".join(f"{name} {tuple(mask.shape)}" for name, mask in within.items())
+        raise ValueError(f"`within` has no mask for layer {layer.name!r} of shape {tuple(layer.shape)}; it has {has}")
+    return int(torch.count_nonzero(within[layer.name]))
+
+
 def _without_removed(layer: Scores, within: Masks) -> Scores:
     """Scores in which what `within` removed ranks below everything."""
-    if layer.name not in within:
-        raise ValueError(f"`within` has no mask for layer {layer.name!r}; it has {', '.join(within)}")
     tensor = layer.tensor()
+    tensor = tensor.clamp(min=torch.finfo(tensor.dtype).min)
     return Scores.of(layer.name, tensor.masked_fill(~within[layer.name].to(tensor.device), -torch.inf))
 
 
-def _top_units(scores: Mapping[str, Scores], keep: int, unit: units.Grouping) -> dict[str, Tensor]:
-    """Whole units, best mean score first, until as near to `keep` weights as units allow."""
+def _fitted(places: dict[tuple[str, ...], int], left: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    """Places of which none asks for more than is left; what one cannot use goes where there is most room."""
+    room = {who: sum(left[name] for name in who) - n for who, n in places.items()}
+    spare = sum(-space for space in room.values() if space < 0)
+    fitted = {who: n + min(room[who], 0) for who, n in places.items()}
+    for who in sorted(places, key=lambda who: -room[who]):
+        more = min(spare, max(room[who], 0))
+        fitted[who] += more
+        spare -= more
+    return fitted
+
+
+def _top_units(
+    scores: Mapping[str, Scores], keep: int, unit: units.Grouping, within: Masks | None
+) -> dict[str, Tensor]:
+    """Whole units (what `within` left of them), best mean score first, as near to `keep` weights as units allow."""
     labels = {name: unit.labels(layer.shape) for name, layer in scores.items()}
-    sizes = {name: torch.bincount(ids.flatten()) for name, ids in labels.items()}
+    there = {name: torch.ones_like(labels[name]) if within is None else within[name].cpu().long() for name in scores}
+    sizes = {name: torch.zeros(int(ids.max()) + 1, dtype=torch.int64) for name, ids in labels.items()}
     means = []
     for name, layer in scores.items():
-        values = layer.tensor().double().cpu()
-        sums = torch.zeros(len(sizes[name]), dtype=torch.float64)
-        means.append(sums.index_add_(0, labels[name].flatten(), values.flatten()) / sizes[name])
+        ids, present = labels[name].flatten(), there[name].flatten()
+        sizes[name].index_add_(0, ids, present)
+        values = torch.where(present > 0, layer.tensor().double().cpu().flatten(), 0)
+        sums = torch.zeros(len(sizes[name]), dtype=torch.float64).index_add_(0, ids, values)
+        means.append(torch.where(sizes[name] > 0, sums / sizes[name], -torch.inf))
     order = torch.cat(means).argsort(descending=True, stable=True)
     cumulated = torch.cat(list(sizes.values()))[order].cumsum(0)
     reached = torch.cat([torch.zeros(1, dtype=torch.int64), cumulated])
@@ -175,6 +202,6 @@ def _top_units(scores: Mapping[str, Scores], keep: int, unit: units.Grouping) ->
     kept[order[:best]] = True
     parts = kept.split([len(size) for size in sizes.values()])
     return {
-        name: part[labels[name]].to(next(layer.pieces()).device)
+        name: (part[labels[name]] & there[name].bool()).to(next(layer.pieces()).device)
         for part, (name, layer) in zip(parts, scores.items(), strict=True)
     }
