@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruninglab.files import PACKAGE
+from pruninglab.progress import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,10 +89,9 @@ def run_all(out: Path, parameters: dict[str, Any] | None = None) -> "pd.DataFram
     """Execute every chapter into a folder; a row for each with `chapter`, `seconds` and `state` ("ok" or the error)."""
     import pandas as pd
     from papermill import PapermillExecutionError
-    from tqdm.auto import tqdm
 
     rows = []
-    with tqdm([chapter for chapter in chapters() if chapter.path.exists()], unit="chapter") as bar:
+    with progress([chapter for chapter in chapters() if chapter.path.exists()], unit="chapter", delay=0) as bar:
         for chapter in bar:
             bar.set_description(chapter.path.stem)
             start = time.perf_counter()

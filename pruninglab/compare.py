@@ -23,6 +23,7 @@ from pruninglab.files import cache_dir, code_version
 from pruninglab.fingerprint import fingerprint
 from pruninglab.masks import Masks
 from pruninglab.naming import label, lookup
+from pruninglab.progress import progress
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery
 from pruninglab.schedules import SCHEDULES, Schedule
@@ -96,7 +97,6 @@ def compare(
         ValueError, TypeError: a wrong name or sparsity, no seed; before anything runs.
     """
     import pandas as pd
-    from tqdm.auto import tqdm
 
     chosen = [criteria] if isinstance(criteria, str) or callable(criteria) else list(criteria)
     chosen += [name for name in BASELINES if name not in chosen]
@@ -139,9 +139,7 @@ def compare(
     keys = {place: run.key() for place, run in runs.items()} if store else {}
     stored = {place: row for place, key in keys.items() if store and (row := store[key])}
     missing = {place: run for place, run in runs.items() if place not in stored}
-    with tqdm(
-        total=len(runs), initial=len(stored), desc=f"comparing on {home.name}", unit="run", delay=1, leave=False
-    ) as bar:
+    with progress(total=len(runs), initial=len(stored), desc=f"comparing on {home.name}", unit="run", delay=1) as bar:
         for place, row in _results(missing, n_jobs):
             stored[place] = row
             if store:

@@ -8,7 +8,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -187,6 +187,29 @@ def latency(run: Any, *inputs: Tensor, repeats: int = 30, threads: int = 1) -> L
             run.train(mode)
     low, median, high = statistics.quantiles(times, n=4)
     return Latency(median, low, high, repeats, threads)
+
+
+def race(
+    ways: Mapping[str, Callable[..., Any]], *inputs: Tensor, rounds: int = 5, repeats: int = 15, threads: int = 1
+) -> "pd.DataFrame":
+    """Milliseconds of several ways to do one thing: a row for each round, a column for each way.
+
+    For comparing, not for quoting. The ways take turns, so that a busy moment of the machine meets them all; and since
+    other work can only add time, each round is the quickest lower quartile of three turns. Divide within rows.
+
+    Args:
+        ways: models or functions, by name.
+        inputs: what each is called with.
+        rounds: how many independent repetitions.
+        repeats: calls in one turn.
+        threads: how many threads torch may use meanwhile.
+    """
+    import pandas as pd
+
+    def turn() -> dict[str, float]:
+        return {name: latency(run, *inputs, repeats=repeats, threads=threads).low for name, run in ways.items()}
+
+    return pd.DataFrame([pd.DataFrame([turn() for _ in range(3)]).min() for _ in range(rounds)])
 
 
 def _wait(inputs: tuple[Tensor, ...]) -> None:

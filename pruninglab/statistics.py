@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pruninglab.layers import PRUNABLE, Exclude, Layer, like_weight, outputs_by_position, patches, prunable
 from pruninglab.naming import unknown
+from pruninglab.progress import progress
 
 Loss = Callable[[Any, Tensor], Tensor]
 Data = Iterable[Any] | tuple[Tensor, Tensor] | Tensor
@@ -310,8 +311,6 @@ def _measure(
     model: nn.Module, layers: dict[str, Layer], asked: list[Statistic], data: Any, loss: Loss, initial: Any
 ) -> Statistics:
     """Sum each statistic over the batches of one pass."""
-    from tqdm.auto import tqdm
-
     needs = {need for s in asked for need in s.needs}
     want_grad = bool(needs & {"batch_grad", "output_grads"})
     weights = [layer.weight for layer in layers.values()]
@@ -329,7 +328,7 @@ def _measure(
             undo.callback(w.requires_grad_, w.requires_grad)
             w.requires_grad_(w.requires_grad or want_grad)
         model.eval()
-        for x, y in tqdm(batches(data), desc="collecting statistics", unit="batch", delay=2, leave=False):
+        for x, y in progress(batches(data), desc="collecting statistics", unit="batch"):
             grads = _run(model, x, y, weights, loss, want_grad)
             samples += len(x)
             for (name, layer), batch_grad in zip(layers.items(), grads, strict=True):

@@ -3,7 +3,7 @@
 from pruninglab.notebook.claims import claim
 from pruninglab.notebook.exercises import check
 from pruninglab.notebook.pictures import Picture, canvas, legend
-from pruninglab.notebook.plots import draw_masks, draw_numbers, draw_scores, draw_weights, plot_tradeoff
+from pruninglab.notebook.plots import draw_masks, draw_numbers, draw_pruning, draw_scores, draw_weights, plot_tradeoff
 from pruninglab.notebook.predictions import predict
 from pruninglab.notebook.reading import roadmap, source, start
 from pruninglab.notebook.widgets import explore, twin
@@ -15,6 +15,7 @@ __all__ = [
     "claim",
     "draw_masks",
     "draw_numbers",
+    "draw_pruning",
     "draw_scores",
     "draw_weights",
     "explore",

@@ -61,21 +61,23 @@ def claim(
     below: float | None = None,
     equals: Any = None,
     unit: str = "",
+    over: str = "seed",
     expect: str = HOLDS,
 ) -> Claim:
     """Test a sentence against what was measured.
 
     Args:
         sentence: the claim, as the chapter makes it.
-        values: one number for each seed (paired differences, where two things are compared); for `equals` any value.
+        values: one number for each seed (paired differences, where two things are compared); for `equals` anything.
         above: claims that the mean is greater than this.
         below: claims that the mean is less than this.
         equals: claims that `values` is exactly this; for counts and bytes.
         unit: written behind the numbers; "%" and "points" multiply fractions by 100.
+        over: what there is one value for, in the singular ("seed", "round"); written behind their number.
         expect: the verdict that the chapter states, one of "holds", "does not hold here" and "cannot be told".
 
     Raises:
-        ValueError: not exactly one of `above`, `below`, `equals`, no values, or an unknown `expect`.
+        ValueError: not exactly one of `above`, `below`, `equals`, no or infinite values, or an unknown `expect`.
         AssertionError: only while the book is tested: the verdict is not the expected one.
     """
     if sum(bound is not None for bound in (above, below, equals)) != 1:
@@ -87,8 +89,8 @@ def claim(
         verdict, measured = (HOLDS if values == equals else FAILS), f"{values} (claimed: exactly {equals})"
     else:
         numbers = [float(v) for v in values]
-        if not numbers:
-            raise ValueError("a claim needs at least one measured value")
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"a claim needs at least one measured value, and finite ones, not {numbers}")
         seeds = len(numbers)
         mean, low, high = interval(numbers)
         bound = above if above is not None else below
@@ -101,7 +103,7 @@ def claim(
         measured = (
             f"{scale * mean:.3g} {unit}".strip()
             + (f", 95 % interval {scale * low:.3g} to {scale * high:.3g}" if seeds > 1 else "")
-            + f", {seeds} seed{'s' * (seeds > 1)} (claimed: {words} than {scale * bound:g})"
+            + f", {seeds} {over}{'s' * (seeds > 1)} (claimed: {words} than {scale * bound:g})"
         )
     found = Claim(sentence, measured, verdict)
     undecided = verdict == OPEN and seeds < ENOUGH_SEEDS

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
 
 from pruninglab.layers import prunable
 from pruninglab.masks import Masks
-from pruninglab.notebook.pictures import BLUE, COLOURS, GREY, LINES, MARKERS, ORANGE, Picture, canvas, dress, legend
+from pruninglab.notebook.pictures import BLUE, COLOURS, GREY, LINES, MARKERS, ORANGE, Picture, canvas, legend
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,36 +43,63 @@ def draw_masks(masks: Masks, alt: str | None = None) -> Picture:
     """Every layer's mask as a matrix (outputs down, inputs across); blue = kept, blank = removed."""
     figure, axes = canvas(1, len(masks), min(3.2 * len(masks), 12), 3.0, squeeze=False)
     for ax, (name, mask) in zip(axes[0], masks.items(), strict=True):
-        matrix = mask.flatten(1).cpu().numpy()
-        ax.imshow(matrix, cmap=KEPT, vmin=0, vmax=1, aspect="auto", interpolation="antialiased")
-        kept = matrix.mean()
-        ax.set_title(f"{name.removesuffix('.weight')}\n{kept:.1%} kept", fontsize=10, color=GREY)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_visible(True)
+        _mask_on(ax, name, mask)
     words = "; ".join(f"{row.layer}: {row.kept} of {row.weights}" for row in masks.per_layer().itertuples())
     return Picture(figure, alt or f"Which weights are kept in each layer, as blue points. Kept: {words}.")
 
 
 def draw_weights(model: nn.Module, masks: Masks | None = None, alt: str | None = None) -> Picture:
-    """Histograms of each layer's weights; with masks, what is kept against what is removed, on a logarithmic scale."""
+    """Histograms of each layer's weights, counted on a logarithmic scale; with masks, kept against removed."""
     layers = prunable(model)
     figure, axes = canvas(1, len(layers), min(3.2 * len(layers), 12), 2.6, squeeze=False)
     for ax, (name, layer) in zip(axes[0], layers.items(), strict=True):
-        weights = layer.weight.detach().flatten().cpu()
-        edges = np.linspace(float(weights.min()), float(weights.max()) + 1e-9, 61)
-        kept = torch.ones_like(weights, dtype=torch.bool) if masks is None else masks[name].flatten().cpu()
-        if masks is not None:
-            ax.hist(weights[~kept].numpy(), edges, color=ORANGE, alpha=0.7, label="removed", hatch="////")
-        ax.hist(weights[kept].numpy(), edges, color=BLUE, alpha=0.8, label="kept")
-        ax.set_yscale("log")
-        ax.set_title(name.removesuffix(".weight"), fontsize=10, color=GREY)
-        ax.set_xlabel("weight")
-        legend(ax, fontsize=8)
-        dress(ax)
+        _weights_on(ax, name, layer.weight.detach(), None if masks is None else masks[name])
     axes[0][0].set_ylabel("how many")
     return Picture(figure, alt or f"Histograms of the weights of {', '.join(layers)}: most weights are close to zero.")
+
+
+def draw_pruning(model: nn.Module, masks: Masks, alt: str | None = None) -> Picture:
+    """For each layer its mask, and below it a histogram of what that keeps and removes of the dense weights."""
+    layers = prunable(model)
+    figure, axes = canvas(2, len(layers), min(3.2 * len(layers), 12), 4.8, squeeze=False)
+    for column, (name, layer) in enumerate(layers.items()):
+        _mask_on(axes[0][column], name, masks[name])
+        _weights_on(axes[1][column], "", layer.weight.detach(), masks[name])
+    axes[1][0].set_ylabel("how many")
+    kept = "; ".join(f"{row.layer} {1 - row.sparsity:.1%}" for row in masks.per_layer().itertuples())
+    told = f"Masks of each layer and histograms of what they keep and remove. Kept: {kept}."
+    return Picture(figure, alt or told)
+
+
+def _mask_on(ax: Axes, name: str, mask: Tensor) -> None:
+    matrix = mask.flatten(1).cpu().numpy()
+    ax.imshow(
+        matrix,
+        cmap=KEPT,
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        interpolation="nearest" if matrix.shape[0] < 250 else "antialiased",
+    )
+    ax.set_title(f"{name.removesuffix('.weight')}\n{matrix.mean():.1%} kept", fontsize=10, color=GREY)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+
+
+def _weights_on(ax: Axes, name: str, weight: Tensor, mask: Tensor | None) -> None:
+    weights = weight.flatten().cpu()
+    edges = np.linspace(float(weights.min()), float(weights.max()) + 1e-9, 61)
+    kept = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask.flatten().cpu()
+    if mask is not None:
+        ax.hist(weights[~kept].numpy(), edges, color=ORANGE, alpha=0.7, label="removed", hatch="////")
+    ax.hist(weights[kept].numpy(), edges, color=BLUE, alpha=0.8, label="kept")
+    ax.set_yscale("log")
+    ax.set_title(name.removesuffix(".weight"), fontsize=10, color=GREY)
+    ax.set_xlabel("weight", color=GREY)
+    if mask is not None:
+        legend(ax, fontsize=8)
 
 
 def draw_scores(before: Tensor, after: Tensor, images: Tensor, labels: Sequence[int], alt: str) -> Picture:
@@ -119,10 +147,13 @@ def plot_tradeoff(
     words = []
     levels = sorted(pruned["sparsity"].unique())
     position = {level: i for i, level in enumerate(levels)}
-    for i, (name, rows) in enumerate(pruned.groupby(by, sort=False)):
+    fixed = {"magnitude": 0, "random": 7}  # the baselines look the same in every picture
+    free = iter([1, 2, 3, 4, 5, 6] * 9 if by == "criterion" else list(range(8)) * 9)
+    for name, rows in pruned.groupby(by, sort=False):
+        i = fixed[name] if by == "criterion" and name in fixed else next(free)
         stats = rows.groupby("sparsity")[y].agg(["mean", "std"]).fillna(0)
         at = [position[level] for level in stats.index]
-        style = {"color": COLOURS[i % 8], "linestyle": LINES[i % 8], "marker": MARKERS[i % 8]}
+        style = {"color": COLOURS[i], "linestyle": LINES[i], "marker": MARKERS[i]}
         ax.plot(at, stats["mean"], label=str(name), markersize=5, **style)
         low, high = stats["mean"] - stats["std"], stats["mean"] + stats["std"]
         ax.fill_between(at, low, high.clip(upper=1), color=style["color"], alpha=0.15, linewidth=0)

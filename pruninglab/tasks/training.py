@@ -1,4 +1,4 @@
-"""One training loop for everything: SGD with momentum, weight decay and a cosine learning rate.
+"""One training loop for everything: SGD with momentum (or Adam), weight decay and a cosine learning rate.
 
 What happens at step k depends on the seed and on k alone, not on what ran before, so a run that was interrupted goes
 on from its checkpoint exactly as if it had not been. The loop knows nothing of pruning: masks come in as something that
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruninglab.files import load_tensors, save_tensors
+from pruninglab.naming import unknown
+from pruninglab.progress import progress
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, torch.optim.Optimizer], None]
@@ -40,6 +42,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 1e-3
     augment: bool = False  # random flips and shifts, for photographs
+    optimizer: str = "sgd"  # or "adam", with weight decay as an ℓ2 penalty
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -82,8 +85,6 @@ def train(
     Raises:
         ValueError: no data, or not 0 ≤ start ≤ stop ≤ steps.
     """
-    from tqdm.auto import tqdm
-
     x, y = data
     stop = how.steps if stop is None else stop
     if not len(x):
@@ -91,9 +92,7 @@ def train(
     if not 0 <= start <= stop <= how.steps:
         raise ValueError(f"training runs over steps 0 to {how.steps}; start={start}, stop={stop} is not within")
     device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
-    )
+    optimizer = _optimizer(model, how)
     if checkpoint is not None and checkpoint.exists():
         start = _resume(checkpoint, model, optimizer, start)
     losses: list[float] = []
@@ -101,7 +100,7 @@ def train(
     saved, done = time.monotonic(), start
     held = masks.enforced(optimizer) if masks is not None else nullcontext()
     try:
-        with held, tqdm(total=stop, initial=start, desc=label, unit="step", delay=2, leave=False) as bar:
+        with held, progress(total=stop, initial=start, desc=label, unit="step") as bar:
             for step in range(start, stop):
                 index = batch_index(step, len(x), how.batch, seed)
                 inputs, targets = x[index], y[index]
@@ -130,6 +129,16 @@ def train(
     return losses
 
 
+def _optimizer(model: nn.Module, how: Training) -> torch.optim.Optimizer:
+    if how.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
+        )
+    if how.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay, foreach=True)
+    raise unknown("optimizer", how.optimizer, ("sgd", "adam"))
+
+
 def batch_index(step: int, n: int, batch: int, seed: int) -> Tensor:
     """Which samples step `step` sees: each epoch is a new permutation, cut into whole batches."""
     batch = min(batch, n)
@@ -155,9 +164,9 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: int) -> None:
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum/{name}"] = buffer
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{key}/{name}"] = value
     save_tensors(path, tensors, {"done": str(done)})
 
 
@@ -171,7 +180,10 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, star
     except (ValueError, KeyError, RuntimeError):
         path.unlink()
         return start
-    for name, parameter in model.named_parameters():
-        if f"momentum/{name}" in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum/{name}"].to(parameter.device)
+    parameters = dict(model.named_parameters())
+    for place, value in tensors.items():
+        key, name = place.split("/", 1)
+        if key != "model":
+            parameter = parameters[name]
+            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
     return done
