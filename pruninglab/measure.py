@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from pruninglab.files import save_tensors
 from pruninglab.layers import Exclude, prunable
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
+from pruninglab.tasks.training import evaluating
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +64,7 @@ def effective_sparsity(model: nn.Module, example_input: Tensor) -> float:
         example_input: one batch of the right shape; its values do not matter.
     """
     skeleton = copy.deepcopy(model).eval()
-    for name, module in list(skeleton.named_modules()):
+    for name, module in list(skeleton.named_modules(remove_duplicate=False)):
         plain = _plain(module)
         if plain is not None:
             parent, _, child = name.rpartition(".")
@@ -127,11 +129,8 @@ def flops(model: nn.Module, example_input: Tensor) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    mode = model.training
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example_input)
-    model.train(mode)
     return counter.get_total_flops()
 
 
@@ -167,24 +166,21 @@ def latency(run: Any, *inputs: Tensor, repeats: int = 30, threads: int = 1) -> L
     """
     if repeats < 3:
         raise ValueError(f"repeats must be at least 3 for a median and quartiles, not {repeats}")
-    before, mode = torch.get_num_threads(), getattr(run, "training", False)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        if isinstance(run, nn.Module):
-            run.eval()
-        for _ in range(3):
-            run(*inputs)
-        times = []
-        for _ in range(repeats):
-            _wait(inputs)
-            start = time.perf_counter()
-            run(*inputs)
-            _wait(inputs)
-            times.append(1000 * (time.perf_counter() - start))
+        with evaluating(run) if isinstance(run, nn.Module) else nullcontext():
+            for _ in range(3):
+                run(*inputs)
+            times = []
+            for _ in range(repeats):
+                _wait(inputs)
+                start = time.perf_counter()
+                run(*inputs)
+                _wait(inputs)
+                times.append(1000 * (time.perf_counter() - start))
     finally:
         torch.set_num_threads(before)
-        if isinstance(run, nn.Module):
-            run.train(mode)
     low, median, high = statistics.quantiles(times, n=4)
     return Latency(median, low, high, repeats, threads)
 

@@ -10,8 +10,8 @@ T = TypeVar("T")
 def progress(iterable: Iterable[T] | None = None, *, delay: float = 2, **options: Any) -> Any:
     """A `tqdm` bar over an iterable, or one to `update()`.
 
-    In plain text, in notebooks too: a widget bar would leave "model not found" behind when the notebook is opened again.
-    There it goes to standard output, since notebooks paint standard error red.
+    In plain text, in notebooks too: a widget bar would leave "model not found" behind when the notebook is opened
+    again. There it goes to standard output, since notebooks paint standard error red.
     """
     from tqdm import tqdm
 

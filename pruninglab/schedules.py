@@ -107,7 +107,7 @@ class Gradual:
         if not 0 <= begin < end <= 1:
             raise ValueError(f"the window must be 0 ≤ begin < end ≤ 1, not begin={begin}, end={end}")
         self.first, self.last = round(begin * steps), round(end * steps)
-        if not 1 <= every <= max(1, self.last - self.first):
+        if not 1 <= every <= self.last - self.first:
             raise ValueError(f"every={every} steps does not fit the window of {self.last - self.first} steps")
         self.prune, self.sparsity, self.every = prune, sparsity, every
         self.masks: Masks | None = None

@@ -59,13 +59,12 @@ def blobs(seed: int = 0, spread: float = 1.2):
 def make_task(name: str = "tiny", steps: int = 30, norm: bool = False, splits=None, **recipe) -> Task:
     """A task that trains in some ten milliseconds. Made of closures, so that other processes can be sent it."""
     splits = blobs() if splits is None else splits
-    mlp = models.mlp
+    mlp, Linear, Sequential, Norm, ReLU = models.mlp, nn.Linear, nn.Sequential, nn.BatchNorm1d, nn.ReLU
 
     def build():
-        model = mlp(8, 16, 12, 3)
         if norm:
-            model.insert(2, nn.BatchNorm1d(16))
-        return model
+            return Sequential(Linear(8, 16), Norm(16), ReLU(), Linear(16, 12), ReLU(), Linear(12, 3))
+        return mlp(8, 16, 12, 3)
 
     return Task(name, lambda: splits, build, Training(**{"steps": steps, "batch": 32, "lr": 0.1} | recipe))
 

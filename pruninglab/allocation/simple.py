@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from pruninglab.allocation.threshold import count_above, kth_highest
+from pruninglab.allocation.threshold import top_counts
 from pruninglab.criteria import Scores
 
 
@@ -26,8 +26,7 @@ def global_(scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0) -> di
     places: dict[tuple[str, ...], int] = {}
     while min_keep:
         # Who falls below the floor takes it and leaves; that raises the threshold for the others, so look again.
-        threshold = kth_highest(free, keep)
-        counts = count_above(free, threshold)
+        counts = top_counts(free, keep)
         low = [name for name, count in counts.items() if count < floors[name]]
         if not low:
             break
@@ -89,14 +88,7 @@ def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
         squares = s.square().sort().values
         at_least = squares.flip(0).cumsum(0).flip(0)
         ranked[name] = Scores.of(name, torch.where(at_least > 0, squares / at_least, 0))
-    threshold = kth_highest(ranked, keep) if keep else torch.inf
-    counts = count_above(ranked, threshold)
-    left = keep - sum(counts.values())
-    for name, layer in ranked.items():  # equal scores at the edge: to the earlier layer first
-        tied = int(torch.count_nonzero(layer.tensor() == threshold))
-        counts[name] += min(tied, left)
-        left -= min(tied, left)
-    return counts
+    return top_counts(ranked, keep)
 
 
 def _rounded(shares: Mapping[str, float], scores: Mapping[str, Scores], keep: int) -> dict[str, int]:

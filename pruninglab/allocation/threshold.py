@@ -64,6 +64,11 @@ def top_masks(scores: Mapping[str, Scores], keep: int) -> dict[str, Tensor]:
     }
 
 
+def top_counts(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+    """How many of each layer are among the `keep` highest scores, as `top_masks` chooses them."""
+    return {name: int(torch.count_nonzero(mask)) for name, mask in top_masks(scores, keep).items()}
+
+
 def _edge(scores: Mapping[str, Scores], k: int) -> tuple[float, int]:
     """The k-th highest score, and how many of those equal to it are among the k highest."""
     dtype = _shared_type(scores)

@@ -3,7 +3,16 @@
 from pruninglab.notebook.claims import claim
 from pruninglab.notebook.exercises import check
 from pruninglab.notebook.pictures import Picture, canvas, legend
-from pruninglab.notebook.plots import draw_masks, draw_numbers, draw_pruning, draw_scores, draw_weights, plot_tradeoff
+from pruninglab.notebook.plots import (
+    draw_bars,
+    draw_lines,
+    draw_masks,
+    draw_numbers,
+    draw_pruning,
+    draw_scores,
+    draw_weights,
+    plot_tradeoff,
+)
 from pruninglab.notebook.predictions import predict
 from pruninglab.notebook.reading import roadmap, source, start
 from pruninglab.notebook.widgets import explore, twin
@@ -13,6 +22,8 @@ __all__ = [
     "canvas",
     "check",
     "claim",
+    "draw_bars",
+    "draw_lines",
     "draw_masks",
     "draw_numbers",
     "draw_pruning",

@@ -1,12 +1,13 @@
 """The drawings that the chapters share. Each takes data and returns a `Picture`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor, nn
 
 from pruninglab.layers import prunable
@@ -20,22 +21,64 @@ KEPT = ListedColormap(["#00000000", BLUE])
 
 
 def draw_numbers(tensors: Mapping[str, Tensor], alt: str, digits: int = 1) -> Picture:
-    """Small matrices side by side, as numbers in cells; zeros and False are left blank, so that holes are seen."""
-    figure, axes = canvas(1, len(tensors), 2.6 * len(tensors), 2.4, squeeze=False)
+    """Small matrices side by side as numbers in cells of one size; zeros and False are left blank: holes are seen."""
+    shapes = [tensor.shape for tensor in tensors.values()]
+    most, widths = max(rows for rows, _ in shapes), [columns for _, columns in shapes]
+    figure, axes = canvas(
+        1, len(tensors), 0.52 * sum(widths), 0.4 * most + 0.3, squeeze=False, gridspec_kw={"width_ratios": widths}
+    )
     for ax, (title, tensor) in zip(axes[0], tensors.items(), strict=True):
         values = tensor.detach().float().cpu().numpy()
+        rows, columns = values.shape
         reach = max(float(np.abs(values).max()), 1e-9)
         ax.imshow(np.abs(values) / reach, cmap="Blues", vmin=0, vmax=1.6, aspect="auto", alpha=(values != 0) * 1.0)
         for (i, j), value in np.ndenumerate(values):
             text = "" if value == 0 else "✓" if tensor.dtype == torch.bool else f"{value:.{digits}f}"
             ax.text(j, i, text, ha="center", va="center", fontsize=9, color="black")
-        ax.set_xticks(np.arange(-0.5, values.shape[1]), [])
-        ax.set_yticks(np.arange(-0.5, values.shape[0]), [])
-        ax.grid(color=GREY, linewidth=0.5)
-        ax.tick_params(length=0)
+        ax.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, color=GREY, linewidth=0.5, clip_on=False)
+        ax.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color=GREY, linewidth=0.5, clip_on=False)
+        ax.set(xlim=(-0.5, columns - 0.5), ylim=(most - 0.5, -0.5), xticks=[], yticks=[])
         ax.set_title(title, fontsize=10, color=GREY)
         for spine in ax.spines.values():
-            spine.set_visible(True)
+            spine.set_visible(False)
+    return Picture(figure, alt)
+
+
+def draw_bars(
+    values: Mapping[str, float],
+    alt: str,
+    *,
+    label: str = "{:.1f}",
+    bold: Collection[str] = (),
+    end: float | None = None,
+) -> Picture:
+    """A bar for each name, its number beside it; those in `bold` are blue and hatched, the others grey."""
+    figure, ax = canvas(width=6.5, height=0.35 * len(values) + 0.2)
+    for name, value in values.items():
+        style = {"color": BLUE, "hatch": "///", "edgecolor": "white"} if name in bold else {"color": GREY}
+        bar = ax.barh([name], [value], **style)
+        ax.bar_label(bar, [label.format(value)], padding=4, color=GREY)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.15 * (end or max(values.values()))), xticks=[])
+    ax.spines["bottom"].set_visible(False)
+    return Picture(figure, alt)
+
+
+def draw_lines(
+    x: Sequence[str], curves: Mapping[str, Sequence[float]], alt: str, *, xlabel: str, ylabel: str
+) -> Picture:
+    """Curves of ratios over named places, on a logarithmic scale with a line at 1."""
+    figure, ax = canvas(width=7, height=3.4)
+    for i, (name, values) in enumerate(curves.items()):
+        ax.plot(x, values, label=name, color=COLOURS[i % 8], linestyle=LINES[i % 8], marker=MARKERS[i % 8])
+    ax.axhline(1, color=GREY, linewidth=1)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(xlabel, color=GREY)
+    ax.set_ylabel(ylabel, color=GREY)
+    legend(ax)
     return Picture(figure, alt)
 
 
@@ -66,7 +109,7 @@ def draw_pruning(model: nn.Module, masks: Masks, alt: str | None = None) -> Pict
         _mask_on(axes[0][column], name, masks[name])
         _weights_on(axes[1][column], "", layer.weight.detach(), masks[name])
     axes[1][0].set_ylabel("how many")
-    kept = "; ".join(f"{row.layer} {1 - row.sparsity:.1%}" for row in masks.per_layer().itertuples())
+    kept = "; ".join(f"{name} {float(mask.float().mean()):.1%}" for name, mask in masks.items())
     told = f"Masks of each layer and histograms of what they keep and remove. Kept: {kept}."
     return Picture(figure, alt or told)
 
@@ -90,7 +133,7 @@ def _mask_on(ax: Axes, name: str, mask: Tensor) -> None:
 
 def _weights_on(ax: Axes, name: str, weight: Tensor, mask: Tensor | None) -> None:
     weights = weight.flatten().cpu()
-    edges = np.linspace(float(weights.min()), float(weights.max()) + 1e-9, 61)
+    edges = np.linspace(float(weights.min()), float(weights.max()) + 1e-9, 61).tolist()
     kept = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask.flatten().cpu()
     if mask is not None:
         ax.hist(weights[~kept].numpy(), edges, color=ORANGE, alpha=0.7, label="removed", hatch="////")
@@ -149,7 +192,8 @@ def plot_tradeoff(
     position = {level: i for i, level in enumerate(levels)}
     fixed = {"magnitude": 0, "random": 7}  # the baselines look the same in every picture
     free = iter([1, 2, 3, 4, 5, 6] * 9 if by == "criterion" else list(range(8)) * 9)
-    for name, rows in pruned.groupby(by, sort=False):
+    for name in map(str, pruned[by].unique()):
+        rows = pruned[pruned[by].astype(str) == name]
         i = fixed[name] if by == "criterion" and name in fixed else next(free)
         stats = rows.groupby("sparsity")[y].agg(["mean", "std"]).fillna(0)
         at = [position[level] for level in stats.index]

@@ -19,7 +19,7 @@ from pruninglab.files import cache_dir, code_version, digest, load_tensors, save
 from pruninglab.naming import lookup
 from pruninglab.tasks import data, models
 from pruninglab.tasks.data import Splits
-from pruninglab.tasks.training import Enforceable, Objective, OnStep, Training, cross_entropy, train
+from pruninglab.tasks.training import Enforceable, Objective, OnStep, Training, cross_entropy, evaluating, train
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,12 @@ class Task:
     def accuracy(self, model: nn.Module, split: str = "test") -> float:
         """The fraction of a split that the model gets right, in evaluation mode."""
         x, y = lookup("split", split, self.data)
-        device, mode = next(model.parameters()).device, model.training
-        model.eval()
-        right = sum(
-            int((model(inputs.to(device)).argmax(1).cpu() == targets).sum())
-            for inputs, targets in zip(x.split(1024), y.split(1024), strict=True)
-        )
-        model.train(mode)
+        device = next(model.parameters()).device
+        with evaluating(model):
+            right = sum(
+                int((model(inputs.to(device)).argmax(1).cpu() == targets).sum())
+                for inputs, targets in zip(x.split(1024), y.split(1024), strict=True)
+            )
         return right / len(y)
 
     def calibration(self, n: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -97,7 +96,8 @@ class Task:
 
         See `training.train` for the arguments. Returns the loss of each step.
         """
-        how = replace(self.training, steps=steps or self.training.steps, lr=self.training.lr if lr is None else lr)
+        given = {name: value for name, value in (("steps", steps), ("lr", lr)) if value is not None}
+        how = replace(self.training, **given)  # type: ignore[arg-type]
         return train(
             model,
             self.data["train"],

@@ -7,8 +7,8 @@ holds an optimizer's weights in place, and anything else comes in through `on_st
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,8 @@ def train(
     losses: list[float] = []
     model.train()
     saved, done = time.monotonic(), start
+    before: list[Tensor] = []  # buffers as they were before the step that is being done
+    stepping = False
     held = masks.enforced(optimizer) if masks is not None else nullcontext()
     try:
         with held, progress(total=stop, initial=start, desc=label, unit="step") as bar:
@@ -108,12 +110,15 @@ def train(
                     inputs = augmented(inputs, torch.Generator().manual_seed(seed * 1_000_003 + step))
                 for group in optimizer.param_groups:
                     group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+                if checkpoint is not None:  # the forward pass moves the running means of norms
+                    before = [buffer.clone() for buffer in model.buffers()]
                 loss = objective(model, inputs.to(device), targets.to(device))
                 optimizer.zero_grad()
                 loss.backward()
+                stepping = True
                 optimizer.step()
                 losses.append(float(loss.detach()))
-                done = step + 1
+                before, done, stepping = [], step + 1, False
                 if on_step is not None:
                     on_step(done, optimizer)
                 bar.update()
@@ -121,7 +126,9 @@ def train(
                     _save(checkpoint, model, optimizer, done)
                     saved = time.monotonic()
     except BaseException:  # an interrupted kernel too
-        if checkpoint is not None and done > start:
+        if checkpoint is not None and done > start and not stepping:  # half a step is never saved
+            for buffer, old in zip(model.buffers(), before, strict=False):
+                buffer.copy_(old)
             _save(checkpoint, model, optimizer, done)
         raise
     finally:
@@ -137,6 +144,18 @@ def _optimizer(model: nn.Module, how: Training) -> torch.optim.Optimizer:
     if how.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay, foreach=True)
     raise unknown("optimizer", how.optimizer, ("sgd", "adam"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode for a while; each of its parts goes back to the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def batch_index(step: int, n: int, batch: int, seed: int) -> Tensor:
