@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pruninglab import allocation as allocations
 from pruninglab import criteria as rooms
 from pruninglab import units
 from pruninglab.allocation import Allocation
@@ -49,13 +50,13 @@ class Run:
     allocation: str | Allocation
     schedule: str | Schedule
     recovery: str | Recovery | None
-    sparsity: float | None
+    sparsity: float
     seed: int
     calibration: int
 
     def key(self) -> str:
         """What the result is stored under; the library's own code is part of it."""
-        task = self.task if isinstance(self.task, str) else (self.task.name, self.task.training, self.task.build)
+        task = self.task if isinstance(self.task, str) else (self.task.name, self.task.training, self.task.load, self.task.build)
         return fingerprint((code_version(), torch.__version__, task, *list(vars(self).values())[1:]))
 
 
@@ -99,14 +100,14 @@ def compare(
     import pandas as pd
 
     chosen = [criteria] if isinstance(criteria, str) or callable(criteria) else list(criteria)
-    chosen += [name for name in BASELINES if name not in chosen]
+    chosen += [name for name in BASELINES if name not in chosen and rooms.CRITERIA[name] not in chosen]
     labels = _labels(chosen)
-    levels: list[float | None] = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
-    if isinstance(units.find(unit), Pattern):
-        levels = [None]
+    levels = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
+    shape = units.find(unit)
+    if isinstance(shape, Pattern):
+        levels = [1 - shape.density]
     for level in levels:
-        if level is not None:
-            check_sparsity(level)
+        check_sparsity(level)
     which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not which or not levels:
         raise ValueError(
@@ -115,6 +116,7 @@ def compare(
     home = find_task(task) if isinstance(task, str) else task
     for criterion in chosen:
         rooms.needs(rooms.find(criterion))
+    allocations.find(allocation)
     if isinstance(schedule, str):
         lookup("schedule", schedule, SCHEDULES)
     if isinstance(recovery, str):
@@ -209,7 +211,7 @@ def _run(run: Run) -> dict[str, Any]:
     data = task.calibration(run.calibration, run.seed)
     generator = torch.Generator().manual_seed(run.seed)
 
-    def prune_to(sparsity: float | None, within: Masks | None = None) -> Masks:
+    def prune_to(sparsity: float, within: Masks | None = None) -> Masks:
         return prune(
             model,
             sparsity=sparsity,
@@ -226,9 +228,9 @@ def _run(run: Run) -> dict[str, Any]:
     train = _Train(model, task, run.seed)
     schedule = lookup("schedule", run.schedule, SCHEDULES) if isinstance(run.schedule, str) else run.schedule
     start = time.perf_counter()
-    masks = schedule(run.sparsity, prune_to, train)  # type: ignore[arg-type]  # None is an N:M unit's own sparsity
+    masks = schedule(run.sparsity, prune_to, train)
     pruned = time.perf_counter()
-    row = {"sparsity": masks.sparsity() if run.sparsity is None else run.sparsity, "achieved": masks.sparsity()}
+    row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
     row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}
     steps, began = train.spent, time.perf_counter()
     if run.recovery is not None:

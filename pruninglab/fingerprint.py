@@ -1,5 +1,6 @@
 """Telling one function from another by what it does, so that a cached result never answers for a changed criterion."""
 
+import sys
 import types
 from collections.abc import Iterator
 from functools import partial
@@ -40,19 +41,36 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[object]:
         if id(thing) not in seen:  # functions may call each other in circles
             seen.add(id(thing))
             yield from _function(thing, seen)
-    elif isinstance(thing, (types.ModuleType, type)) or callable(thing):
-        yield getattr(thing, "__qualname__", getattr(thing, "__name__", type(thing).__qualname__))
-        if getattr(thing, "__dict__", None) and not isinstance(thing, (types.ModuleType, type)):
-            yield from _parts(vars(thing), seen)
+    elif isinstance(thing, types.MethodType):
+        yield from _parts((thing.__func__, thing.__self__), seen)
+    elif isinstance(thing, type):
+        yield thing.__qualname__
+        if id(thing) not in seen and not _known(thing):
+            seen.add(id(thing))
+            yield from _parts([value for value in vars(thing).values() if isinstance(value, types.FunctionType)], seen)
+            yield from _parts(thing.__bases__, seen)
+    elif isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)):
+        yield thing.__name__
+    elif callable(thing) or type(thing).__repr__ is object.__repr__:  # an object is its class and what it holds
+        yield from _parts(type(thing), seen)
+        yield getattr(thing, "__qualname__", getattr(thing, "__name__", ""))
+        if id(thing) not in seen:
+            seen.add(id(thing))
+            yield from _parts(getattr(thing, "__dict__", {}), seen)
     else:
         yield repr(thing)
 
 
+def _known(thing: Any) -> bool:
+    """Whether code comes from where a version, or the library's own hash, says all about it."""
+    root = (getattr(thing, "__module__", None) or "").split(".")[0]
+    return root in ("torch", "numpy", "pruninglab") or root in sys.stdlib_module_names
+
+
 def _function(function: types.FunctionType, seen: set[int]) -> Iterator[object]:
-    module = function.__module__ or ""
     yield function.__qualname__
-    if module.split(".")[0] in ("torch", "numpy", "pruninglab"):  # known by their version and the library's own hash
-        yield module
+    if _known(function):
+        yield function.__module__
         return
     yield from _parts(function.__code__, seen)
     yield from _parts((function.__defaults__, function.__kwdefaults__), seen)

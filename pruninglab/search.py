@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pruninglab.layers import prunable
 from pruninglab.masks import Masks
 from pruninglab.naming import lookup
 from pruninglab.pruning import prune
@@ -76,7 +77,8 @@ def find_sparsity(
         trials.append({"sparsity": sparsity, "accuracy": reached, "holds": holds})
         return masks if holds else None
 
-    low, high = 0.0, 1.0
+    total = sum(layer.weight.numel() for layer in prunable(model, how.get("exclude", ())).values())
+    low, high = 0.0, 1 - 0.5 / total  # one weight has to stay
     best = try_out(low)
     if best is None:
         raise ValueError("even with nothing removed the accuracy falls by more than max_drop: the recovery does harm")

@@ -21,6 +21,8 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = self._open()
+        except sqlite3.OperationalError:  # locked, or no room: that is no reason to throw it away
+            raise
         except sqlite3.DatabaseError as error:
             warnings.warn(f"the results file {path.name} is broken and is started anew ({error})", stacklevel=3)
             path.unlink()

@@ -1,0 +1,65 @@
+"""What the README shows, made by the code: its picture, the map of the chapters, and a table of results."""
+
+import copy
+from pathlib import Path
+
+from pruninglab.book import chapters
+from pruninglab.compare import compare
+from pruninglab.notebook.plots import draw_masks
+from pruninglab.pruning import prune
+from pruninglab.tasks import task
+
+CRITERIA = ("taylor", "obd", "wanda")
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+
+
+def write(root: Path) -> None:
+    """Make `images/pruned.png` and fill in the parts of `README.md` between its `made by` marks."""
+    dense = task("digits-mlp").trained(0)
+    picture = draw_masks(prune(copy.deepcopy(dense), sparsity=0.9))
+    (root / "images").mkdir(exist_ok=True)
+    picture.save(root / "images" / "pruned.png")
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = fill(text, "picture", f"![{picture.alt}](images/pruned.png)")
+    text = fill(text, "map", chapter_map())
+    text = fill(text, "results", results())
+    readme.write_text(text, encoding="utf-8")
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- made: name -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    start, end = f"<!-- made: {name} -->", "<!-- end -->"
+    before, mark, rest = text.partition(start)
+    if not mark or end not in rest:
+        raise ValueError(f"the README has no marks for {name!r}")
+    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def chapter_map() -> str:
+    """The chapters as a Markdown table; those that are written are links."""
+    rows = ["| chapter | its answer |", "| --- | --- |"]
+    for chapter in chapters():
+        name = f"{chapter.number} · {chapter.title}"
+        link = f"[{name}](book/{chapter.path.name})" if chapter.path.exists() else f"{name} *(to come)*"
+        rows.append(f"| {link} | {chapter.answer} |")
+    return "\n".join(rows)
+
+
+def results() -> str:
+    """Accuracy of the built-in criteria on the digits, mean ± standard deviation over five seeds, as Markdown."""
+    table = compare(CRITERIA, task="digits-mlp", sparsity=SPARSITIES, seeds=5)
+    stats = table.groupby(["criterion", "sparsity"])["accuracy"].agg(["mean", "std"])
+    rows = [
+        "| accuracy, % | " + " | ".join(f"{s:.0%} removed" for s in SPARSITIES) + " |",
+        "| --- |" + " --- |" * len(SPARSITIES),
+    ]
+    for name in ("magnitude", *CRITERIA, "random"):
+        cells = [stats.loc[(name, s)] for s in SPARSITIES]
+        rows.append(f"| {name} | " + " | ".join(f"{100 * c['mean']:.1f} ± {100 * c['std']:.1f}" for c in cells) + " |")
+    dense = table[table["criterion"] == "dense"]["accuracy"]
+    return "\n".join(rows) + f"\n\nThe dense network: {100 * dense.mean():.1f} ± {100 * dense.std():.1f} %."

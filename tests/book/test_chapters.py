@@ -1,0 +1,107 @@
+"""Every chapter: its form, and that it runs with another seed (nbval runs it with its defaults)."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from pruninglab import book
+
+WRITTEN = [chapter for chapter in book.chapters() if chapter.path.exists()]
+chapters = pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.path.stem)
+
+
+def cells(chapter, kind=None):
+    notebook = nbformat.read(chapter.path, as_version=4)
+    return [cell for cell in notebook.cells if kind in (None, cell.cell_type)]
+
+
+def tagged(chapter, tag):
+    return [cell for cell in cells(chapter) if tag in cell.metadata.get("tags", [])]
+
+
+def test_the_first_three_chapters_are_there():
+    assert [chapter.number for chapter in WRITTEN][:3] == [0, 1, 2]
+
+
+@chapters
+def test_it_is_committed_without_outputs_and_with_readable_ids(chapter):
+    raw = json.loads(chapter.path.read_text(encoding="utf-8"))
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in raw["cells"])
+    ids = [cell["id"] for cell in raw["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) and not re.fullmatch(r"[0-9a-f]{8}", name) for name in ids)
+
+
+@chapters
+def test_it_has_the_parts_of_a_chapter(chapter):
+    first = cells(chapter)[0].source
+    assert re.match(rf"# {chapter.number} · \S", first)
+    assert "Reading" in first
+    assert "running" in first
+    text = "\n".join(cell.source for cell in cells(chapter))
+    assert "you will be able to" in text.lower()
+    for needed in (
+        "predict(",
+        "claim(",
+        "check(",
+        "source(",
+        f"roadmap({chapter.number})",
+        "Further reading",
+        "**Next:**",
+    ):
+        assert needed in text, needed
+    assert "Your own criterion" in text
+
+
+@chapters
+def test_its_parameters_are_typed_and_commented(chapter):
+    (parameters,) = tagged(chapter, "parameters")
+    for name in ("seed: int", "fast: bool", "n_seeds: int", "device: str"):
+        assert re.search(rf"^{name} = .+  # .+", parameters.source, re.M), name
+
+
+@chapters
+def test_its_cells_are_short_and_explained(chapter):
+    code = cells(chapter, "code")
+    lengths = sorted(len(cell.source.splitlines()) for cell in code)
+    assert lengths[-1] <= 30
+    assert lengths[len(lengths) // 2] <= 6
+    assert 15 <= len(code) <= 30
+    runs = re.findall(r"c+", "".join(cell.cell_type[0] for cell in cells(chapter)))
+    assert max(map(len, runs)) <= 2
+
+
+@chapters
+def test_each_exercise_has_three_hints_and_a_folded_solution(chapter):
+    exercises = tagged(chapter, "exercise")
+    solutions = tagged(chapter, "solution")
+    assert exercises
+    assert len(solutions) == len(exercises)
+    for cell in exercises:
+        assert "raise NotImplementedError" in cell.source
+        assert '"""' in cell.source
+    for cell in solutions:
+        assert cell.metadata["jupyter"]["source_hidden"]
+        assert cell.source.startswith("### BEGIN SOLUTION")
+        assert "### END SOLUTION" in cell.source
+    markdown = "\n".join(cell.source for cell in cells(chapter, "markdown"))
+    for number in (1, 2, 3):
+        assert len(re.findall(rf"<summary>Hint {number}", markdown)) == len(exercises)
+    assert len(re.findall(r"> \*\*\d+ minutes · (easy|medium|hard) · why it matters:\*\*", markdown)) == len(exercises)
+
+
+@chapters
+def test_it_names_no_pip_and_no_network(chapter):
+    text = "\n".join(cell.source for cell in cells(chapter, "code"))
+    assert not re.search(r"pip install|https?://|wget|curl ", text)
+
+
+@chapters
+def test_it_runs_with_another_seed_quickly_chosen(chapter, tmp_path):
+    book.run(chapter.path, tmp_path / chapter.path.name, {"seed": 1, "fast": True})
+    done = nbformat.read(tmp_path / chapter.path.name, as_version=4)
+    images = re.findall(r"<img [^>]*>", json.dumps(done))
+    assert images
+    assert all(re.search(r'alt=\\"[^"\\]{20,}', image) for image in images)
