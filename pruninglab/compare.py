@@ -56,7 +56,9 @@ class Run:
 
     def key(self) -> str:
         """What the result is stored under; the library's own code is part of it."""
-        task = self.task if isinstance(self.task, str) else (self.task.name, self.task.training, self.task.load, self.task.build)
+        task: object = self.task
+        if isinstance(task, Task):
+            task = (task.name, task.training, task.load, task.build)
         return fingerprint((code_version(), torch.__version__, task, *list(vars(self).values())[1:]))
 
 

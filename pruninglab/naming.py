@@ -5,7 +5,6 @@ They all come through `lookup`, so a wrong name always gets the same kind of ans
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,6 +13,8 @@ T = TypeVar("T")
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> ValueError:
     """An error that says what was asked for, the nearest known name, and all known names."""
+    from difflib import get_close_matches
+
     names = sorted(allowed)
     near = get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
