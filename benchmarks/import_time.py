@@ -14,7 +14,8 @@ import sys, time
 import torch
 start = time.process_time()
 import pruninglab
-print(time.process_time() - start, *(m for m in ("torchvision", "transformers", "matplotlib", "pandas", "sklearn") if m in sys.modules))
+heavy = ("torchvision", "transformers", "matplotlib", "pandas", "sklearn")
+print(time.process_time() - start, *(name for name in heavy if name in sys.modules))
 """
 
 
@@ -29,11 +30,9 @@ def main() -> None:
         if turn:  # the first round writes the bytecode
             outputs.append(done.stdout.split())
     seconds = [float(words[0]) for words in outputs]
-    dragged = sorted({name for words in outputs for name in words[1:]})
+    dragged = ", ".join(sorted({name for words in outputs for name in words[1:]})) or "none"
     print(f"import pruninglab: {statistics.median(seconds):.3f} CPU s more than import torch")
-    print(
-        f"({min(seconds):.3f} to {max(seconds):.3f}, {options.rounds} rounds); also imported: {', '.join(dragged) or 'none'}"
-    )
+    print(f"({min(seconds):.3f} to {max(seconds):.3f}, {options.rounds} rounds); also imported: {dragged}")
 
 
 if __name__ == "__main__":
