@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import same, snapshot
+from helpers import same, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_task, same, snapshot
+from helpers import make_task, same, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

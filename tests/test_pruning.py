@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import make_task, same, snapshot
+from helpers import make_task, same, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

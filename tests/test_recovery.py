@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_task
+from helpers import make_task
 
 from pruninglab import Masks, prune
 from pruninglab.recovery import RECOVERIES, distill, finetune, rewind, soft_loss

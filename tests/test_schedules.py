@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import make_task
+from helpers import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 

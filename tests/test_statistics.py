@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same, snapshot
+from helpers import same, snapshot
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

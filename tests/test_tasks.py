@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import blobs, make_task
+from helpers import blobs, make_task
 from torch import nn
 
 from pruninglab import Masks, prune, task
@@ -171,12 +171,12 @@ def test_calibration_draws_training_samples_without_replacement(tiny):
     again, other = tiny.calibration(50, seed=1)[0], tiny.calibration(50, seed=2)[0]
     assert torch.equal(drawn, again)
     assert not torch.equal(drawn, other)
-    assert len(tiny.calibration(192)[0]) == 192
+    assert len(tiny.calibration(320)[0]) == 320
 
 
-@pytest.mark.parametrize("n", [0, -1, 193])
+@pytest.mark.parametrize("n", [0, -1, 321])
 def test_calibration_out_of_bounds(tiny, n):
-    with pytest.raises(ValueError, match=rf"1 to 192 training samples, not {n}"):
+    with pytest.raises(ValueError, match=rf"1 to 320 training samples, not {n}"):
         tiny.calibration(n)
 
 

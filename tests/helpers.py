@@ -1,0 +1,63 @@
+"""What tests build and compare with: a task that trains in a blink, and everything a function may not change."""
+
+import torch
+from torch import nn
+
+from pruninglab.tasks import Task, Training, models
+
+
+def blobs(seed: int = 0, spread: float = 1.2):
+    """Three clouds of points in eight dimensions, as the splits of a task."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 1.5 * torch.randn(3, 8, generator=generator)
+    splits = {}
+    for name, n in (("train", 320), ("validation", 60), ("test", 90)):
+        y = torch.arange(n) % 3
+        splits[name] = (centres[y] + spread * torch.randn(n, 8, generator=generator), y)
+    return splits
+
+
+def make_task(name: str = "tiny", steps: int = 30, norm: bool = False, splits=None, **recipe) -> Task:
+    """A task that trains in some ten milliseconds. Made of closures, so that other processes can be sent it."""
+    splits = blobs() if splits is None else splits
+    mlp, Linear, Sequential, Norm, ReLU = models.mlp, nn.Linear, nn.Sequential, nn.BatchNorm1d, nn.ReLU
+
+    def build():
+        if norm:
+            return Sequential(Linear(8, 16), Norm(16), ReLU(), Linear(16, 12), ReLU(), Linear(12, 3))
+        return mlp(8, 16, 12, 3)
+
+    return Task(name, lambda: splits, build, Training(**{"steps": steps, "batch": 32, "lr": 0.1} | recipe))
+
+
+def snapshot(model: nn.Module) -> dict:
+    """Everything of a model that a function may not change: values, gradients, modes, frozen parameters, hooks."""
+    return {
+        "state": {name: value.detach().clone() for name, value in model.state_dict().items()},
+        "grad": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
+        "frozen": {name: p.requires_grad for name, p in model.named_parameters()},
+        "mode": {name: module.training for name, module in model.named_modules()},
+        "hooks": {
+            name: tuple(len(getattr(module, kind)) for kind in ("_forward_hooks", "_forward_pre_hooks"))
+            + tuple(len(getattr(module, kind)) for kind in ("_backward_hooks", "_backward_pre_hooks"))
+            for name, module in model.named_modules()
+        },
+        "parameter hooks": {name: len(p._backward_hooks or ()) for name, p in model.named_parameters()},
+    }
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two snapshots are equal to the bit (NaN equals NaN)."""
+
+    def equal(a, b):
+        if a is None or b is None:
+            return a is b
+        return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+    for kind in one:
+        if one[kind].keys() != other[kind].keys():
+            return False
+        test = equal if kind in ("state", "grad") else lambda a, b: a == b
+        if not all(test(one[kind][name], other[kind][name]) for name in one[kind]):
+            return False
+    return True

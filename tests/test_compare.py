@@ -1,0 +1,527 @@
+"""`compare`: a tidy table with the baselines in it, resumed where it stopped; and what its cache is keyed by."""
+
+import copy
+import importlib
+import math
+import os
+import sqlite3
+import subprocess
+import sys
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from helpers import blobs, make_task
+
+from pruninglab import compare, criterion, prune
+from pruninglab.allocation import global_
+from pruninglab.criteria import magnitude
+from pruninglab.fingerprint import fingerprint
+from pruninglab.recovery import finetune
+from pruninglab.schedules import iterative
+from pruninglab.store import Store
+from pruninglab.units import nm
+
+module = importlib.import_module("pruninglab.compare")  # the name in the package is the function's
+
+COLUMNS = [
+    "task", "criterion", "unit", "allocation", "schedule", "recovery", "sparsity", "achieved", "seed",
+    "accuracy_before", "accuracy", "seconds_pruning", "seconds_recovery", "steps",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(data_folder):
+    """No run of one test answers for another."""
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The runs that are really done."""
+    done, true = [], module._run
+    monkeypatch.setattr(module, "_run", lambda run: done.append(run) or true(run))
+    return done
+
+
+def timeless(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns=["seconds_pruning", "seconds_recovery"])
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_row_for_each_run_and_the_baselines_always_in(tiny):
+    table = compare(["taylor", "wanda"], task=tiny, sparsity=[0.5, 0.9], seeds=3)
+    assert list(table) == COLUMNS
+    assert len(table) == 3 + 4 * 2 * 3
+    counts = table.groupby("criterion").size().to_dict()
+    assert counts == {"dense": 3, "random": 6, "magnitude": 6, "taylor": 6, "wanda": 6}
+    assert not table.duplicated(["criterion", "sparsity", "seed"]).any()
+    assert set(table["seed"]) == {0, 1, 2}
+    constant = table[["task", "unit", "allocation", "schedule", "recovery"]].drop_duplicates()
+    assert constant.values.tolist() == [["tiny", "weight", "global", "one_shot", "none"]]
+    assert ((table["achieved"] - table["sparsity"]).abs() <= 0.5 / 356 + 1e-9).all()
+    assert (table["steps"] == 0).all()
+    assert (table["accuracy"] == table["accuracy_before"]).all()
+    assert not table.isna().any().any()
+
+
+def test_dense_rows_are_the_unpruned_networks(tiny):
+    table = compare(task=tiny, sparsity=0.5, seeds=[4, 7])
+    dense = table[table["criterion"] == "dense"].set_index("seed")
+    for seed in (4, 7):
+        assert dense.loc[seed, "accuracy"] == tiny.accuracy(tiny.trained(seed))
+    assert (dense["achieved"] == 0).all()
+
+
+def test_the_rows_are_what_prune_does(tiny):
+    """Each number again by hand: same network, same calibration data, same seed."""
+    table = compare("wanda", task=tiny, sparsity=0.8, seeds=2, calibration=40).set_index(["criterion", "seed"])
+    for seed in (0, 1):
+        for name in ("wanda", "magnitude", "random"):
+            model = tiny.trained(seed)
+            masks = prune(model, sparsity=0.8, criterion=name, data=tiny.calibration(40, seed), seed=seed)
+            assert table.loc[(name, seed), "accuracy"] == tiny.accuracy(model)
+            assert table.loc[(name, seed), "achieved"] == masks.sparsity()
+
+
+def test_recovery_is_measured_and_paid_for(tiny):
+    table = compare(task=tiny, sparsity=0.9, seeds=1, recovery=partial(finetune, steps=9)).set_index("criterion")
+    model = tiny.trained()
+    masks = prune(model, sparsity=0.9)
+    before = tiny.accuracy(model)
+    finetune(model, masks, tiny, steps=9)
+    assert table.loc["magnitude", "accuracy_before"] == before
+    assert table.loc["magnitude", "accuracy"] == tiny.accuracy(model)
+    assert table.loc["magnitude", "steps"] == 9
+    assert table.loc["dense", "steps"] == 0
+    assert table.loc["magnitude", "seconds_recovery"] > 0
+    assert set(table["recovery"]) == {"finetune(steps=9)"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "name"),
+    [("one_shot", 0, "one_shot"), (iterative(3), 2 * 50, "iterative(3)"), ("gradual", 50, "gradual")],
+)
+def test_schedules_and_their_steps(schedule, steps, name):
+    task = make_task(steps=100)
+    table = compare(task=task, sparsity=0.8, seeds=1, schedule=schedule, recovery="finetune")
+    assert set(table["schedule"]) == {name}
+    pruned = table[table["criterion"] != "dense"]
+    assert (pruned["steps"] == steps + 50).all()
+    assert ((pruned["achieved"] - 0.8).abs() <= 0.5 / 356 + 1e-9).all()
+
+
+def test_initial_weights_for_who_asks(tiny):
+    def movement(weight, initial_weight):
+        return (weight - initial_weight).abs()
+
+    table = compare(movement, task=tiny, sparsity=0.7, seeds=1).set_index("criterion")
+    model = tiny.trained()
+    prune(model, sparsity=0.7, criterion=movement, initial=tiny.model())
+    assert table.loc["movement", "accuracy"] == tiny.accuracy(model)
+
+
+def test_an_nm_unit_brings_its_own_sparsity(tiny):
+    table = compare("wanda", task=tiny, unit=nm(1, 4), sparsity=[0.5, 0.9], seeds=2)
+    assert len(table) == 2 + 3 * 2
+    pruned = table[table["criterion"] != "dense"]
+    assert (pruned["sparsity"] == 0.75).all()
+    assert (pruned["achieved"] == 0.75).all()
+    assert set(table["unit"]) == {"1:4"}
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "gradual"])
+def test_an_nm_unit_has_no_steps_on_the_way(schedule):
+    with pytest.raises(ValueError, match=r"unit 2:4 fixes sparsity=0\.5"):
+        compare(task=make_task(steps=100), unit=nm(2, 4, remainder="dense"), schedule=schedule, seeds=1)
+
+
+def test_rows_and_other_allocations(tiny):
+    rows = compare(task=tiny, unit="row", sparsity=0.5, seeds=1)
+    assert ((rows["achieved"] - rows["sparsity"]).abs() < 16 / 356).all()
+    floor = compare(task=tiny, allocation=partial(global_, min_keep=5), sparsity=0.9, seeds=1)
+    assert set(floor["allocation"]) == {"global(min_keep=5)"}
+
+
+# ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_function_named_like_a_built_in_is_yours(tiny):
+    def magnitude(weight):
+        return -weight.abs()
+
+    table = compare(magnitude, task=tiny, sparsity=0.6, seeds=1).set_index("criterion")
+    assert set(table.index) == {"dense", "random", "magnitude", "magnitude (yours)"}
+    for name, function in (("magnitude", "magnitude"), ("magnitude (yours)", magnitude)):
+        model = tiny.trained()
+        prune(model, sparsity=0.6, criterion=function)
+        assert table.loc[name, "accuracy"] == tiny.accuracy(model)
+    assert table.loc["magnitude (yours)", "accuracy"] < table.loc["magnitude", "accuracy"]
+
+
+def test_a_decorated_function_named_like_a_built_in_is_yours_too(tiny):
+    with pytest.warns(UserWarning, match="keeps its name"):
+
+        @criterion
+        def random(weight):
+            return weight
+
+    table = compare(random, task=tiny, sparsity=0.6, seeds=1)
+    assert set(table["criterion"]) == {"dense", "random", "magnitude", "random (yours)"}
+
+
+def test_the_built_in_function_itself_is_its_own_baseline(tiny):
+    table = compare([magnitude, "random"], task=tiny, sparsity=0.6, seeds=1)
+    assert sorted(table["criterion"]) == ["dense", "magnitude", "random"]
+
+
+def test_hyper_parameters_are_in_the_name(tiny):
+    def power(weight, exponent=1.0):
+        return weight.abs() ** exponent
+
+    table = compare([power, partial(power, exponent=-1.0)], task=tiny, sparsity=0.6, seeds=1).set_index("criterion")
+    assert table.loc["power", "accuracy"] == table.loc["magnitude", "accuracy"]
+    assert table.loc["power(exponent=-1.0)", "accuracy"] < table.loc["power", "accuracy"]
+
+
+def test_two_criteria_of_one_name(tiny):
+    def make(sign):
+        def mine(weight):
+            return sign * weight
+
+        return mine
+
+    with pytest.raises(ValueError, match="each criterion needs a name of its own"):
+        compare([make(1), make(-1)], task=tiny, seeds=1)
+
+
+# ── errors come before any run ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "match"),
+    [
+        ({"criteria": "mgnitude"}, ValueError, "unknown criterion"),
+        ({"criteria": lambda weight, gard: weight}, ValueError, "'gard'"),
+        ({"criteria": [3]}, TypeError, "a criterion is a name or a function"),
+        ({"task": "digits"}, ValueError, "unknown task"),
+        ({"unit": "rwo"}, ValueError, "unknown unit"),
+        ({"allocation": "globl"}, ValueError, "unknown allocation"),
+        ({"schedule": "oneshot"}, ValueError, "unknown schedule.*Did you mean 'one_shot'"),
+        ({"recovery": "fine-tune"}, ValueError, "unknown recovery.*Did you mean 'finetune'"),
+        ({"sparsity": [0.5, 1.0]}, ValueError, r"in \[0, 1\)"),
+        ({"sparsity": []}, ValueError, "at least one seed and one sparsity"),
+        ({"seeds": 0}, ValueError, "at least one seed and one sparsity"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(tiny, runs, monkeypatch, options, kind, match):
+    def never(*_args, **_options):
+        raise AssertionError("a network was trained before the error")
+
+    monkeypatch.setattr(type(tiny), "trained", never)
+    with pytest.raises(kind, match=match):
+        compare(**({"task": tiny} | options))
+    assert not runs
+
+
+# ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repeated_sweep_does_no_run(tiny, runs):
+    first = compare("taylor", task=tiny, sparsity=[0.5, 0.9], seeds=2)
+    assert len(runs) == 12
+    second = compare("taylor", task=tiny, sparsity=[0.5, 0.9], seeds=2)
+    assert len(runs) == 12
+    pd.testing.assert_frame_equal(first, second)
+    compare("taylor", task=tiny, sparsity=[0.5, 0.9, 0.95], seeds=2)
+    assert len(runs) == 12 + 6, "only what is new"
+
+
+def test_without_the_cache_everything_runs(tiny, runs, data_folder):
+    for _ in range(2):
+        compare(task=tiny, sparsity=0.5, seeds=1, cache=False)
+    assert len(runs) == 4
+    assert not (data_folder / "cache" / "runs.sqlite").exists()
+
+
+def test_whatever_makes_a_result_is_part_of_its_key(tiny, runs):
+    def mine(weight, sign=1.0):
+        return sign * weight.abs()
+
+    base = {"criteria": mine, "task": tiny, "sparsity": 0.5, "seeds": 1}
+    other_data = make_task(splits=blobs(1))
+    changes = [
+        {},
+        {"sparsity": 0.6},
+        {"seeds": [1]},
+        {"calibration": 32},
+        {"allocation": "uniform"},
+        {"unit": "row"},
+        {"recovery": partial(finetune, steps=2)},
+        {"recovery": partial(finetune, steps=3)},
+        {"task": make_task(lr=0.05)},
+        {"task": make_task(norm=True)},
+        {"task": other_data},
+        {"task": make_task("another name")},
+    ]
+    for i, change in enumerate(changes, start=1):
+        compare(**(base | change))
+        assert len(runs) == 3 * i, change
+    compare(**(base | {"criteria": partial(mine, sign=-1.0)}))
+    assert len(runs) == 3 * len(changes) + 1, "the baselines are known by now"
+    compare(**base)
+    assert len(runs) == 3 * len(changes) + 1
+
+
+def test_a_changed_criterion_is_run_again(tiny, runs):
+    def version(sign):
+        scope = {"sign": sign}
+        exec("def mine(weight):\n    return sign * weight.abs()", scope)
+        return scope["mine"]
+
+    up = compare(version(1), task=tiny, sparsity=0.6, seeds=1).set_index("criterion")
+    down = compare(version(-1), task=tiny, sparsity=0.6, seeds=1).set_index("criterion")
+    assert len(runs) == 4
+    assert up.loc["mine", "accuracy"] > down.loc["mine", "accuracy"]
+
+
+def test_an_interrupted_sweep_goes_on(tiny, runs, monkeypatch):
+    true, calls = module.prune, []
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return true(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prune", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(task=tiny, sparsity=[0.5, 0.7, 0.9], seeds=2)
+    assert len(runs) == 6  # the sixth was not finished
+    resumed = compare(task=tiny, sparsity=[0.5, 0.7, 0.9], seeds=2)
+    assert len(runs) == 6 + 12 - 5
+    whole = compare(task=tiny, sparsity=[0.5, 0.7, 0.9], seeds=2, cache=False)
+    pd.testing.assert_frame_equal(timeless(resumed), timeless(whole))
+
+
+def test_two_processes_give_what_one_gives(tiny):
+    def mine(weight, input_norm):
+        return weight.square() * input_norm
+
+    options = {"criteria": [mine, "taylor"], "task": tiny, "sparsity": [0.6, 0.9], "seeds": 2, "recovery": "finetune"}
+    one = compare(**options, n_jobs=1, cache=False)
+    two = compare(**options, n_jobs=2)
+    pd.testing.assert_frame_equal(timeless(one), timeless(two))
+
+
+# ── the store ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_store_keeps_rows_across_openings(tmp_path):
+    path = tmp_path / "folder" / "runs.sqlite"
+    store = Store(path)
+    assert store["a"] is None
+    store["a"] = {"accuracy": 1 / 3, "name": "×", "none": None}
+    store["a"] = {"accuracy": 0.1 + 0.2}
+    other = Store(path)
+    assert other["a"] == {"accuracy": 0.1 + 0.2}, "written at once, and to the last digit"
+    store.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, and long enough to be told apart" * 40, b"SQLite format 3\0xx"]
+)
+def test_a_broken_store_is_started_anew(tmp_path, content):
+    path = tmp_path / "runs.sqlite"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"runs\.sqlite is broken and is started anew"):
+        store = Store(path)
+    store["a"] = {"x": 1}
+    assert Store(path)["a"] == {"x": 1}
+
+
+def test_a_store_that_is_damaged_in_the_middle_is_started_anew(tmp_path):
+    path = tmp_path / "runs.sqlite"
+    store = Store(path)
+    for i in range(500):
+        store[f"key {i}"] = {"text": "x" * 100}
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[8192:-4096] = b"\xff" * len(content[8192:-4096])
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is started anew"):
+        store = Store(path)
+    assert store["key 3"] is None
+    store["key 3"] = {"x": 1}
+    assert store["key 3"] == {"x": 1}
+
+
+def test_a_broken_row_is_made_again(tmp_path):
+    path = tmp_path / "runs.sqlite"
+    Store(path)["a"] = {"x": 1}
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE runs SET row = '{\"x\": '")
+    with pytest.warns(UserWarning, match="a broken result in runs.sqlite is made again"):
+        assert Store(path)["a"] is None
+
+
+def test_a_busy_store_is_not_thrown_away(tmp_path, monkeypatch):
+    """Another process that holds the file for long is no reason to delete it."""
+    path = tmp_path / "runs.sqlite"
+    Store(path)["a"] = {"x": 1}
+    true = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: true(*args, **(options | {"timeout": 0.01})))
+    holder = true(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        Store(path)
+    holder.execute("ROLLBACK")
+    assert Store(path)["a"] == {"x": 1}
+
+
+def test_compare_survives_a_broken_store(tiny, runs, data_folder):
+    first = compare(task=tiny, sparsity=0.5, seeds=1)
+    (data_folder / "cache" / "runs.sqlite").write_bytes(b"rubbish" * 100)
+    with pytest.warns(UserWarning, match="is started anew"):
+        second = compare(task=tiny, sparsity=0.5, seeds=1)
+    pd.testing.assert_frame_equal(timeless(first), timeless(second))
+    assert len(runs) == 4
+
+
+# ── fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def defined(source: str, name: str = "f", **scope):
+    """A function as a notebook cell would define it."""
+    scope["__name__"] = "__main__"
+    exec(source, scope)
+    return scope[name]
+
+
+BASE = "def f(weight, a=1.0):\n    return weight.abs() * a"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "def f(weight, a=1.0):\n    return weight.abs() + a",
+        "def f(weight, a=2.0):\n    return weight.abs() * a",
+        "def f(weight, *, a=1.0):\n    return weight.abs() * a",
+        "def f(weight, a=1.0):\n    return weight.square() * a",
+        "def f(weight, a=1.0):\n    return weight.abs() * a * 1",
+        "def f(weight, a=1):\n    return weight.abs() * a",
+    ],
+)
+def test_a_fingerprint_changes_with_code_and_defaults(changed):
+    assert fingerprint(defined(BASE)) != fingerprint(defined(changed))
+
+
+def test_a_fingerprint_does_not_change_without_reason():
+    one, other = defined(BASE), defined("# a comment\n\n" + BASE)
+    first = fingerprint(one)
+    assert first == fingerprint(other) == fingerprint(copy.deepcopy(one))
+    for _ in range(1000):  # Python rewrites much-used byte code in place
+        one(torch.ones(2))
+    assert fingerprint(one) == first
+
+
+def test_a_fingerprint_is_the_same_in_another_process(tmp_path):
+    code = (
+        "from pruninglab.fingerprint import fingerprint\nimport torch\n"
+        "def helper(w): return {'a', 'b', 'c', str(w)}\n"
+        "def f(weight, a=1.0): return helper(weight), torch.ones(2), {1, 2} & {3}, lambda x: x + a\n"
+        "print(fingerprint(f), fingerprint((f, {'k': f}, 0.1, {'x', 'y', 'z'}, torch.arange(3))))"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert found.pop().strip()
+
+
+def closure(value):
+    def f(weight):
+        return weight * value
+
+    return f
+
+
+def test_a_fingerprint_sees_closures():
+    assert fingerprint(closure(1)) == fingerprint(closure(1)) != fingerprint(closure(2))
+    assert fingerprint(closure(torch.zeros(3))) != fingerprint(closure(torch.tensor([0.0, 0.0, 1.0])))
+    assert fingerprint(closure([1, 2])) != fingerprint(closure([1, 3]))
+    assert fingerprint(closure(closure(1))) != fingerprint(closure(closure(2)))
+
+
+def test_a_fingerprint_sees_globals_and_helpers():
+    source = "def helper(w):\n    return w * {0}\ndef f(weight):\n    return [helper(w) + SHIFT for w in weight]"
+    base = fingerprint(defined(source.format(1), SHIFT=0))
+    assert fingerprint(defined(source.format(1), SHIFT=0)) == base
+    assert fingerprint(defined(source.format(2), SHIFT=0)) != base
+    assert fingerprint(defined(source.format(1), SHIFT=1)) != base
+    assert fingerprint(defined(source.format(1), SHIFT=0, unused=5)) == base
+    nested = "def helper(w):\n    return w * {0}\ndef f(weight):\n    return (lambda w: helper(w))(weight)"
+    assert fingerprint(defined(nested.format(1))) != fingerprint(defined(nested.format(2)))
+
+
+def test_functions_that_call_each_other_have_a_fingerprint():
+    source = "def f(n):\n    return n and g(n - 1)\ndef g(n):\n    return n and f(n - {0})"
+    assert fingerprint(defined(source.format(1))) == fingerprint(defined(source.format(1)))
+    assert fingerprint(defined(source.format(1))) != fingerprint(defined(source.format(2)))
+
+
+def test_fingerprints_of_values():
+    values = [
+        1, 1.0, "1", None, True, (1, 2), [1, 2], {1: 2}, {"1": 2}, torch.ones(2), torch.ones(2, 1),
+        torch.ones(2).double(), torch.ones(2).numpy(), b"1", math.nan, partial(closure(1), 1), partial(closure(1), 2),
+        partial(closure(1), weight=1), torch.relu, torch.sigmoid, magnitude,
+    ]  # fmt: skip
+    prints = [fingerprint(value) for value in values]
+    same = {prints[9], prints[12]}  # an array is what a tensor of the same numbers is
+    assert len(set(prints)) == len(values) - (len(same) == 1)
+    assert fingerprint(partial(closure(1), 1)) == fingerprint(partial(closure(1), 1))
+
+
+class Scaled:
+    """A criterion that is an object."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, weight):
+        return weight * self.factor
+
+
+def test_a_fingerprint_sees_what_an_object_holds():
+    assert fingerprint(Scaled(1)) == fingerprint(Scaled(1)) != fingerprint(Scaled(2))
+    assert fingerprint(Scaled(1).__call__) != fingerprint(Scaled(2).__call__)
+    assert fingerprint(Scaled(torch.nn.Linear(2, 2))) != fingerprint(Scaled(torch.nn.Linear(2, 2)))
+    itself = Scaled(1)
+    itself.factor = [itself]
+    assert fingerprint(itself)
+
+
+def test_a_fingerprint_sees_the_code_of_a_class():
+    """A class in a notebook cell that is run again with another body."""
+    source = "class C:\n    def __call__(self, w):\n        return self.inner(w)\n"
+    source += "    def inner(self, w):\n        return w * {0}\n"
+    source += "def f(weight):\n    return C()(weight)\nclass D(C):\n    pass"
+    one, other = (defined(source.format(n), "C") for n in (1, 2))
+    assert fingerprint(one()) != fingerprint(other())
+    assert fingerprint(one()) == fingerprint(defined(source.format(1), "C")())
+    assert fingerprint(defined(source.format(1))) != fingerprint(defined(source.format(2)))
+    assert fingerprint(defined(source.format(1), "D")()) != fingerprint(defined(source.format(2), "D")())
+
+
+def test_an_object_without_a_name_of_its_own_has_the_same_fingerprint_every_time():
+    class Setting:
+        def __init__(self, value):
+            self.value = value
+
+    assert fingerprint(Setting(1)) == fingerprint(Setting(1)) != fingerprint(Setting(2))

@@ -1,0 +1,133 @@
+"""`find_sparsity`: the sparsity it names was measured and holds, and the next step does not."""
+
+from functools import partial
+
+import pytest
+import torch
+from helpers import make_task, same, snapshot
+from torch import nn
+
+from pruninglab import Masks, find_sparsity, prune
+from pruninglab.allocation import global_
+from pruninglab.recovery import finetune
+
+
+class Cliff(nn.Module):
+    """A network whose accuracy falls at an exact place: right as long as `needed` of its 1000 weights are there."""
+
+    def __init__(self, needed):
+        super().__init__()
+        self.fc = nn.Linear(1000, 1, bias=False)
+        self.needed = needed
+        self.fc.weight.data = 1 + torch.arange(1000.0).view(1, 1000)
+
+    def forward(self, x):
+        right = int(self.fc.weight.count_nonzero()) >= self.needed
+        answer = nn.functional.one_hot(x.long().view(-1), 2).float()
+        return answer if right else 1 - answer
+
+
+@pytest.fixture
+def cliff_task():
+    y = torch.arange(100) % 2
+    split = (y.float().view(-1, 1), y)
+    return make_task("cliff", splits={"train": split, "validation": split, "test": split})
+
+
+@pytest.mark.parametrize("needed", [1000, 999, 871, 500, 137, 20])
+@pytest.mark.parametrize("tolerance", [0.01, 0.002])
+def test_the_edge_is_found(cliff_task, needed, tolerance):
+    model = Cliff(needed)
+    before = snapshot(model)
+    found = find_sparsity(model, cliff_task, tolerance=tolerance)
+    assert same(before, snapshot(model))
+    true = 1 - needed / 1000
+    assert true - tolerance <= found.sparsity <= true + 0.0005
+    assert found.masks.kept() >= needed
+    assert found.accuracy == found.dense_accuracy == 1
+    trials = found.trials
+    assert list(trials) == ["sparsity", "accuracy", "holds"]
+    assert found.sparsity == trials[trials["holds"]]["sparsity"].max()
+    broken = trials[~trials["holds"]]["sparsity"]
+    if len(broken):
+        assert broken.min() - found.sparsity <= tolerance, "the next step does not hold"
+
+
+def test_the_result_holds_on_a_real_network():
+    task = make_task(steps=60)
+    model = task.trained()
+    before = snapshot(model)
+    found = find_sparsity(model, task, max_drop=0.05, tolerance=0.01)
+    assert same(before, snapshot(model))
+    assert found.dense_accuracy == task.accuracy(model, "validation")
+    assert found.accuracy >= found.dense_accuracy - 0.05
+    assert 0.1 < found.sparsity < 1
+    again = prune(model, sparsity=found.sparsity)
+    assert again == found.masks == Masks.of(model)
+    assert task.accuracy(model, "validation") == found.accuracy
+    broken = found.trials[~found.trials["holds"]]
+    next_step = broken["sparsity"].min()
+    assert next_step - found.sparsity <= 0.01
+    prune(model, sparsity=next_step)
+    assert task.accuracy(model, "validation") < found.dense_accuracy - 0.05
+
+
+def test_repair_allows_more(tiny):
+    model = tiny.trained()
+    bare = find_sparsity(model, tiny, criterion="random", tolerance=0.05, max_drop=0.02)
+    repaired = find_sparsity(
+        model, tiny, criterion="random", tolerance=0.05, max_drop=0.02, recovery=partial(finetune, steps=60)
+    )
+    assert repaired.sparsity > bare.sparsity
+    by_name = find_sparsity(model, tiny, tolerance=0.2, max_drop=0.5, recovery="finetune")
+    assert by_name.accuracy >= by_name.dense_accuracy - 0.5
+
+
+def test_arguments_of_prune_go_through(tiny):
+    model = tiny.trained()
+    found = find_sparsity(model, tiny, tolerance=0.2, max_drop=0.3, exclude="fc3", unit="row", allocation="uniform")
+    assert list(found.masks) == ["fc1.weight", "fc2.weight"]
+
+
+def test_accuracy_is_taken_on_the_split_that_is_named(tiny):
+    model = tiny.trained()
+    assert find_sparsity(model, tiny, tolerance=0.5, split="test").dense_accuracy == tiny.accuracy(model, "test")
+
+
+def test_the_last_weights_of_a_small_network(cliff_task):
+    """Nothing breaks it: the answer is the largest sparsity there is, not an error."""
+    model = Cliff(0)
+    model.fc = nn.Linear(10, 1, bias=False)
+    found = find_sparsity(model, cliff_task, tolerance=0.002)
+    assert found.masks.kept() == 1
+
+
+@pytest.mark.xfail(strict=True, reason="find_sparsity stops with the error of the allocation instead")
+def test_a_floor_that_cannot_be_kept_is_a_limit_like_any_other(tiny):
+    model = tiny.trained()
+    found = find_sparsity(model, tiny, max_drop=1.0, tolerance=0.01, allocation=partial(global_, min_keep=20))
+    assert found.masks.kept() == pytest.approx(60, abs=5)
+
+
+def test_an_error_that_has_nothing_to_do_with_sparsity_is_raised(tiny):
+    model = tiny.trained()
+    with pytest.raises(ValueError, match="unknown criterion"):
+        find_sparsity(model, tiny, criterion="magnitud")
+    with pytest.raises(ValueError, match="unknown recovery"):
+        find_sparsity(model, tiny, recovery="finetun")
+
+
+def test_a_recovery_that_does_harm(tiny):
+    def ruin(model, masks, task, *, seed=0):
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        return 0
+
+    with pytest.raises(ValueError, match="the recovery does harm"):
+        find_sparsity(tiny.trained(), tiny, recovery=ruin)
+
+
+@pytest.mark.parametrize("options", [{"max_drop": -0.1}, {"max_drop": 1.5}, {"tolerance": 0}, {"tolerance": 1}])
+def test_arguments_out_of_range(tiny, options):
+    with pytest.raises(ValueError, match="is a fraction, in"):
+        find_sparsity(tiny.model(), tiny, **options)
