@@ -54,6 +54,10 @@ class Masks(Mapping[str, Tensor]):
         """The masks that the zeros of a model's prunable weights spell out."""
         return cls({name: layer.weight.detach() != 0 for name, layer in prunable(model, exclude).items()})
 
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled or copied: the masks, without the model that they were applied to."""
+        return {"_tensors": self._tensors, "_applied_to": {}}
+
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 

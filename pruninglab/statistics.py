@@ -381,6 +381,9 @@ def batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
             raise ValueError(f"data hold {len(x)} inputs but {len(y)} labels")
         data = zip(x.split(BATCH), y.split(BATCH), strict=True)
     for batch in data:
-        x, y = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if len(parts) not in (1, 2):
+            raise ValueError(f"a batch of data is (x, y) or x alone, not {len(parts)} things")
+        x, y = (*parts, None)[:2]
         if len(x):
             yield x, y

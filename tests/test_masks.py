@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -269,6 +270,9 @@ def test_copies_and_state_dicts_carry_the_zeros(mlp, masks):
     masks.apply(twin)
     masks.apply(fresh)
     assert copy.deepcopy(masks) == masks
+    sent = pickle.loads(pickle.dumps(masks))  # to another process
+    assert sent == masks
+    assert list(sent) == list(masks)
 
 
 def test_tied_weights_stay_tied():

@@ -422,7 +422,12 @@ def test_data_of_every_kind_give_the_same(mlp, batch):
         for layer, statistics in expected.items():
             for name, value in statistics.items():
                 close(found[layer][name], value)
-    unlabelled = {"a tensor": x, "batches": [x[:4], x[4:]], "a generator": (part for part in x.split(2))}
+    unlabelled = {
+        "a tensor": x,
+        "batches": [x[:4], x[4:]],
+        "a generator": (part for part in x.split(2)),
+        "a loader": DataLoader(TensorDataset(x), batch_size=4),  # its batches are lists of one
+    }
     for data in unlabelled.values():
         found = collect(mlp, "input_norm", data)
         close(found["fc1.weight"]["input_norm"], expected["fc1.weight"]["input_norm"])
@@ -471,6 +476,11 @@ def test_missing_data_says_what_needs_them(mlp):
 def test_missing_labels(mlp, data):
     with pytest.raises(ValueError, match=r"each batch of data must be \(x, y\)"):
         collect(mlp, ["fisher"], data)
+
+
+def test_batches_of_three(mlp):
+    with pytest.raises(ValueError, match=r"\(x, y\) or x alone, not 3 things"):
+        collect(mlp, ["input_norm"], [(torch.zeros(4, 6),) * 3])
 
 
 def test_unequal_numbers_of_inputs_and_labels(mlp):
