@@ -103,7 +103,7 @@ def test_obd_is_the_second_order_change_of_a_quadratic():
     def half_square(outputs, targets):
         return 0.5 * (outputs - targets).square().sum(1).mean()
 
-    before = float(half_square(model(x), y))
+    before = half_square(model(x), y).item()
     after = each_weight_removed(model, lambda m: half_square(m(x), y))["0.weight"]
     for name in ("obd", "fisher"):
         close(scores_of(model, name, (x, y), half_square)["0.weight"], after - before)
