@@ -116,6 +116,7 @@ def compare(
             f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
         )
     home = find_task(task) if isinstance(task, str) else task
+    home.calibration(calibration)
     for criterion in chosen:
         rooms.needs(rooms.find(criterion))
     allocations.find(allocation)

@@ -181,6 +181,8 @@ class Masks(Mapping[str, Tensor]):
             yield
         finally:
             hook.remove()
+            for name in names:  # multiplying a negative weight by zero leaves −0.0, which is not stored as a zero
+                write_zeros(alive[name], self[name])
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ def _budget(
         check_sparsity(sparsity)
         keep = math.floor(total * (1 - sparsity) + 0.5)
         if not keep:
-            raise ValueError(f"sparsity={sparsity} would leave none of {total} weights")
+            raise allocations.BudgetError(f"sparsity={sparsity} would leave none of {total} weights")
         return keep
     fixed = sum(parameter.numel() for parameter in model.parameters()) - total
     if not isinstance(params, int) or not fixed < params <= fixed + total:
@@ -146,10 +147,11 @@ def _budget(
 
 def check_sparsity(sparsity: object) -> None:
     """Raise unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"sparsity must be a number in [0, 1), not {sparsity!r}")
-    if not 0 <= sparsity < 1:
-        percent = f" For {sparsity:g} %, write {sparsity / 100:g}." if 1 < sparsity < 100 else ""
+    number = float(sparsity)
+    if not 0 <= number < 1:
+        percent = f" For {number:g} %, write {number / 100:g}." if 1 < number < 100 else ""
         raise ValueError(f"sparsity is the fraction removed, in [0, 1); {sparsity} is not.{percent}")
 
 

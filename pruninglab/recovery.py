@@ -29,6 +29,8 @@ def finetune(
 def rewind(model: nn.Module, masks: Masks, task: Task, *, seed: int = 0, to: float = 0.0) -> int:
     """Set what is left back to an early point of training, and train again from there (Frankle et al. 2019).
 
+    Momentum starts anew there, so with `to` > 0 an unpruned network would not repeat its first training to the bit.
+
     Args:
         model: the pruned network, of the task's own kind.
         masks: its masks.
@@ -68,7 +70,8 @@ def distill(
         seed: of the order of the data, and of the teacher if none is given.
         steps: how many; half of the task's own if not given.
         lr: the first learning rate; the task's own if not given.
-        teacher: the network to imitate; the task's trained network of this seed if not given.
+        teacher: the network to imitate, on the model's device; it is put into evaluation mode. The task's trained
+            network of this seed if not given.
         temperature: T, by which both networks' logits are divided.
         alpha: weight of the imitation; 1 − alpha is left for the labels.
 
@@ -79,7 +82,7 @@ def distill(
         raise ValueError(f"temperature must be positive, not {temperature}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a weight in [0, 1], not {alpha}")
-    guide = (task.trained(seed) if teacher is None else teacher).eval().to(next(model.parameters()).device)
+    guide = (task.trained(seed).to(next(model.parameters()).device) if teacher is None else teacher).eval()
 
     def objective(student: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         outputs = student(x)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pruninglab.layers import prunable
+from pruninglab.allocation import BudgetError
 from pruninglab.masks import Masks
 from pruninglab.naming import lookup
 from pruninglab.pruning import prune
@@ -69,7 +69,11 @@ def find_sparsity(
 
     def try_out(sparsity: float) -> Masks | None:
         trial = copy.deepcopy(model)
-        masks = prune(trial, sparsity=sparsity, seed=seed, **how)
+        try:
+            masks = prune(trial, sparsity=sparsity, seed=seed, **how)
+        except BudgetError:  # no weight, or not enough for the floors, would be left: too far
+            trials.append({"sparsity": sparsity, "accuracy": float("nan"), "holds": False})
+            return None
         if recover is not None:
             recover(trial, masks, task, seed=seed)
         reached = task.accuracy(trial, split)
@@ -77,8 +81,7 @@ def find_sparsity(
         trials.append({"sparsity": sparsity, "accuracy": reached, "holds": holds})
         return masks if holds else None
 
-    total = sum(layer.weight.numel() for layer in prunable(model, how.get("exclude", ())).values())
-    low, high = 0.0, 1 - 0.5 / total  # one weight has to stay
+    low, high = 0.0, 1.0
     best = try_out(low)
     if best is None:
         raise ValueError("even with nothing removed the accuracy falls by more than max_drop: the recovery does harm")

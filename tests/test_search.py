@@ -102,7 +102,6 @@ def test_the_last_weights_of_a_small_network(cliff_task):
     assert found.masks.kept() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="find_sparsity stops with the error of the allocation instead")
 def test_a_floor_that_cannot_be_kept_is_a_limit_like_any_other(tiny):
     model = tiny.trained()
     found = find_sparsity(model, tiny, max_drop=1.0, tolerance=0.01, allocation=partial(global_, min_keep=20))

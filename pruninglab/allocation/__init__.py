@@ -7,7 +7,7 @@ Places add up to `keep`. It picks no single weight: `threshold.top_masks` does.
 
 from collections.abc import Callable, Mapping
 
-from pruninglab.allocation.simple import erk, global_, lamp, uniform
+from pruninglab.allocation.simple import BudgetError, erk, global_, lamp, uniform
 from pruninglab.criteria import Scores
 from pruninglab.naming import lookup
 
@@ -51,4 +51,15 @@ def allocate(answer: str | Allocation, scores: Mapping[str, Scores], keep: int) 
     return places
 
 
-__all__ = ["ALLOCATIONS", "Allocation", "Places", "allocate", "erk", "find", "global_", "lamp", "uniform"]
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "BudgetError",
+    "Places",
+    "allocate",
+    "erk",
+    "find",
+    "global_",
+    "lamp",
+    "uniform",
+]

@@ -8,6 +8,10 @@ from pruninglab.allocation.threshold import top_counts
 from pruninglab.criteria import Scores
 
 
+class BudgetError(ValueError):
+    """A budget that leaves too little: for any weight at all, or for the floors that were asked for."""
+
+
 def global_(scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0) -> dict[tuple[str, ...], int]:
     """All layers compete for all places; no layer falls below `min_keep` weights (or its size, if it is smaller).
 
@@ -15,13 +19,14 @@ def global_(scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0) -> di
     emptied. The result is what ranking each layer's `min_keep` best weights first of all would give.
 
     Raises:
-        ValueError: `min_keep` is negative, or the floors alone need more than `keep` places.
+        ValueError: `min_keep` is negative.
+        BudgetError: the floors alone need more than `keep` places.
     """
     if min_keep < 0:
         raise ValueError(f"min_keep must be 0 or more weights, not {min_keep}")
     floors = {name: min(min_keep, layer.numel()) for name, layer in scores.items()}
     if sum(floors.values()) > keep:
-        raise ValueError(f"min_keep={min_keep} in {len(scores)} layers needs more than the {keep} places there are")
+        raise BudgetError(f"min_keep={min_keep} in {len(scores)} layers needs more than the {keep} places there are")
     free = dict(scores)
     places: dict[tuple[str, ...], int] = {}
     while min_keep:

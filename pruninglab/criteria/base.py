@@ -143,7 +143,8 @@ def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], gene
     if lazy:
         lazy.reject_nan()
         return lazy
-    known: dict[str, Any] = {**statistics, "generator": generator}
+    # A copy of the weight, so that a criterion that works in place (`weight.abs_()`) does not change the model.
+    known: dict[str, Any] = {**statistics, "weight": weight.clone(), "generator": generator}
     scores = function(**{need: known[need] for need in needs(function)})
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__

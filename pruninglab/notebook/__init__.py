@@ -15,10 +15,12 @@ from pruninglab.notebook.plots import (
 )
 from pruninglab.notebook.predictions import predict
 from pruninglab.notebook.reading import roadmap, source, start
+from pruninglab.notebook.tables import by_seed, means
 from pruninglab.notebook.widgets import explore, twin
 
 __all__ = [
     "Picture",
+    "by_seed",
     "canvas",
     "check",
     "claim",
@@ -31,6 +33,7 @@ __all__ = [
     "draw_weights",
     "explore",
     "legend",
+    "means",
     "plot_tradeoff",
     "predict",
     "roadmap",

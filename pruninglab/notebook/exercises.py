@@ -92,7 +92,8 @@ def check(function: Function, name: str | None = None, *, strictly: bool | None 
                 )
             )
         return task.answer
-    display(_message("✔", f"{task.name}: all {len(task.properties)} properties hold. The chapter goes on with yours."))
+    whose = "" if name else " The chapter goes on with yours."
+    display(_message("✔", f"{task.name}: all {len(task.properties)} properties hold.{whose}"))
     return function
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pruninglab.book import chapters
 from pruninglab.compare import compare
 from pruninglab.notebook.plots import draw_masks
+from pruninglab.notebook.tables import means
 from pruninglab.pruning import prune
 from pruninglab.tasks import task
 
@@ -53,13 +54,8 @@ def chapter_map() -> str:
 def results() -> str:
     """Accuracy of the built-in criteria on the digits, mean ± standard deviation over five seeds, as Markdown."""
     table = compare(CRITERIA, task="digits-mlp", sparsity=SPARSITIES, seeds=5)
-    stats = table.groupby(["criterion", "sparsity"])["accuracy"].agg(["mean", "std"])
-    rows = [
-        "| accuracy, % | " + " | ".join(f"{s:.0%} removed" for s in SPARSITIES) + " |",
-        "| --- |" + " --- |" * len(SPARSITIES),
-    ]
-    for name in ("magnitude", *CRITERIA, "random"):
-        cells = [stats.loc[(name, s)] for s in SPARSITIES]
-        rows.append(f"| {name} | " + " | ".join(f"{100 * c['mean']:.1f} ± {100 * c['std']:.1f}" for c in cells) + " |")
-    dense = table[table["criterion"] == "dense"]["accuracy"]
-    return "\n".join(rows) + f"\n\nThe dense network: {100 * dense.mean():.1f} ± {100 * dense.std():.1f} %."
+    shown = means(table[table["criterion"] != "dense"]).sort_values(by="accuracy, %, 0.9 removed", ascending=False)
+    rows = ["| " + " | ".join(["criterion", *shown.columns]) + " |", "| --- |" + " --- |" * len(SPARSITIES)]
+    rows += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in zip(shown.index, shown.values, strict=True)]
+    dense = 100 * table[table["criterion"] == "dense"]["accuracy"]
+    return "\n".join(rows) + f"\n\nThe dense network: {dense.mean():.1f} ± {dense.std():.1f} %."

@@ -102,6 +102,6 @@ def test_it_names_no_pip_and_no_network(chapter):
 def test_it_runs_with_another_seed_quickly_chosen(chapter, tmp_path):
     book.run(chapter.path, tmp_path / chapter.path.name, {"seed": 1, "fast": True})
     done = nbformat.read(tmp_path / chapter.path.name, as_version=4)
-    images = re.findall(r"<img [^>]*>", json.dumps(done))
+    images = re.findall(r"<img [^>]*>", json.dumps(done, ensure_ascii=False))
     assert images
     assert all(re.search(r'alt=\\"[^"\\]{20,}', image) for image in images)

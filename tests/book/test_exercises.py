@@ -88,11 +88,13 @@ def test_an_unwritten_answer_goes_on_even_while_the_book_is_tested(monkeypatch, 
 
 
 def test_a_passing_answer_is_the_one_that_is_used(capsys):
-    def mine(mask):
+    def fraction_removed(mask):
         return float((~mask).float().mean())
 
-    assert check(mine, "fraction_removed") is mine
+    assert check(fraction_removed) is fraction_removed
     assert "goes on with yours" in said(capsys)
+    assert check(fraction_removed, "fraction_removed") is fraction_removed  # a solution, say
+    assert "goes on" not in said(capsys)
 
 
 def test_an_unknown_exercise_is_named():
