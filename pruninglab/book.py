@@ -52,9 +52,7 @@ def chapters() -> list[Chapter]:
     ]
 
 
-def run(
-    path: Path, out: Path, parameters: dict[str, Any] | None = None, *, strict: bool = True, progress: bool = False
-) -> float:
+def run(path: Path, out: Path, parameters: dict[str, Any] | None = None, *, strict: bool = True) -> float:
     """Execute one notebook through papermill, and return how many seconds it took.
 
     Args:
@@ -62,7 +60,6 @@ def run(
         out: the executed copy; written as far as it got even if a cell fails.
         parameters: for its `parameters` cell (`seed`, `fast`, …).
         strict: whether claims that do not come out as stated are errors.
-        progress: whether papermill shows its own bar.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed.
@@ -70,18 +67,18 @@ def run(
     import papermill
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    before = os.environ.get("PRUNINGLAB_STRICT")
-    os.environ["PRUNINGLAB_STRICT"] = "1" if strict else "0"
+    # Inherited by the kernel. A bar is for somebody who waits; in a copy that is read later it is only in the way.
+    settings = {"PRUNINGLAB_STRICT": str(int(strict)), "TQDM_DISABLE": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     start = time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(path), str(out), parameters or {}, kernel_name="python3", progress_bar=progress, cwd=str(path.parent)
+            str(path), str(out), parameters or {}, kernel_name="python3", progress_bar=False, cwd=str(path.parent)
         )
     finally:
-        if before is None:
-            del os.environ["PRUNINGLAB_STRICT"]
-        else:
-            os.environ["PRUNINGLAB_STRICT"] = before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return time.perf_counter() - start
 
 

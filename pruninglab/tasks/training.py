@@ -23,7 +23,7 @@ from pruninglab.progress import progress
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, torch.optim.Optimizer], None]
-SAVE_EVERY = 10.0  # seconds between checkpoints
+SAVE_EVERY = 2.0  # seconds between checkpoints, always of whole steps: what an interruption can cost at most
 
 
 class Enforceable(Protocol):
@@ -76,7 +76,7 @@ def train(
         on_step: called as `on_step(k, optimizer)` after step k = 1, 2, …
         start: the first step to do (0 = from the beginning).
         stop: the step before which to stop; all `steps` if not given.
-        checkpoint: where to save every ten seconds and on any interruption, and from where to go on.
+        checkpoint: where to save every two seconds, and from where to go on.
         label: the text of the progress bar, which appears if training takes more than two seconds.
 
     Returns:
@@ -97,9 +97,7 @@ def train(
         start = _resume(checkpoint, model, optimizer, start)
     losses: list[float] = []
     model.train()
-    saved, done = time.monotonic(), start
-    before: list[Tensor] = []  # buffers as they were before the step that is being done
-    stepping = False
+    saved = time.monotonic()
     held = masks.enforced(optimizer) if masks is not None else nullcontext()
     try:
         with held, progress(total=stop, initial=start, desc=label, unit="step") as bar:
@@ -110,27 +108,17 @@ def train(
                     inputs = augmented(inputs, torch.Generator().manual_seed(seed * 1_000_003 + step))
                 for group in optimizer.param_groups:
                     group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
-                if checkpoint is not None:  # the forward pass moves the running means of norms
-                    before = [buffer.clone() for buffer in model.buffers()]
                 loss = objective(model, inputs.to(device), targets.to(device))
                 optimizer.zero_grad()
                 loss.backward()
-                stepping = True
                 optimizer.step()
                 losses.append(float(loss.detach()))
-                before, done, stepping = [], step + 1, False
                 if on_step is not None:
-                    on_step(done, optimizer)
+                    on_step(step + 1, optimizer)
                 bar.update()
                 if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                    _save(checkpoint, model, optimizer, done)
+                    _save(checkpoint, model, optimizer, step + 1)
                     saved = time.monotonic()
-    except BaseException:  # an interrupted kernel too
-        if checkpoint is not None and done > start and not stepping:  # half a step is never saved
-            for buffer, old in zip(model.buffers(), before, strict=False):
-                buffer.copy_(old)
-            _save(checkpoint, model, optimizer, done)
-        raise
     finally:
         model.eval()
     return losses
