@@ -155,11 +155,17 @@ class Masks(Mapping[str, Tensor]):
         are anyway. Outside the block nothing holds the zeros in place.
 
         Raises:
-            RuntimeError: the masks were never applied, or to a model of which this optimizer holds nothing.
+            RuntimeError: the masks were never applied, or to a model of which this optimizer holds nothing, or whose
+            parameters have been replaced since.
         """
-        alive = {name: parameter for name, ref in self._applied_to.items() if (parameter := ref()) is not None}
-        if not alive:
+        if not self._applied_to:
             raise RuntimeError("call masks.apply(model) before masks.enforced(optimizer): whose weights are meant?")
+        alive = {name: parameter for name, ref in self._applied_to.items() if (parameter := ref()) is not None}
+        if gone := self._applied_to.keys() - alive.keys():
+            raise RuntimeError(
+                f"{', '.join(sorted(gone))} no longer exist in the model these masks were last applied to; "
+                "call masks.apply(model) again"
+            )
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         names = [name for name, parameter in alive.items() if id(parameter) in stepped]
         if not names:

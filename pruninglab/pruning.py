@@ -7,7 +7,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pruninglab.allocation.threshold import top_masks
 from pruninglab.criteria import Scores
 from pruninglab.layers import Exclude, Layer, prunable
 from pruninglab.masks import Masks
+from pruninglab.naming import label
 from pruninglab.statistics import Data, Loss, collect
 
 
@@ -47,7 +48,8 @@ def prune(
         params: instead of `sparsity`, how many parameters of the whole model (unprunable ones too) may stay non-zero.
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
         unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns.
-        allocation: "global", "uniform", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`).
+        allocation: "global", "uniform", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`). Has nothing
+            to decide for an N:M unit.
         data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights.
         loss: `loss(model(x), y)`, the batch's mean; cross-entropy if not given.
         initial: the untrained model or its state dict, for criteria that ask for `initial_weight`.
@@ -58,6 +60,7 @@ def prune(
     Raises:
         ValueError: none or several budgets, a budget out of range or not to be met, an unknown name, data that are
             missing or empty, NaN in weights or scores. The model is unchanged then.
+        BudgetError: the kind of ValueError that tells of a budget that leaves no weight, or no whole unit.
         TypeError: an argument of the wrong kind.
     """
     function, shape = criteria.find(criterion), units.find(unit)
@@ -78,15 +81,17 @@ def prune(
         return _applied(chosen, model)
     if keep > sum(left.values()):
         raise ValueError(f"{keep} weights were to be kept, but `within` has only {sum(left.values())} left")
-    chosen, owed = {}, 0
-    for who, places in _fitted(allocations.allocate(allocation, scores, keep), left).items():
-        competing = {name: scores[name] for name in who}
+    chosen, carried = {}, 0
+    for rivals, places in _fitted(allocations.allocate(allocation, scores, keep), left).items():
+        competing = {name: scores[name] for name in rivals}
         if shape is None:
             chosen |= top_masks(competing, places)
         else:  # what a whole unit overshoots here is taken back from the layers that follow
-            masks = _top_units(competing, places + owed, shape, within)
-            owed += places - sum(int(mask.sum()) for mask in masks.values())
+            masks = _top_units(competing, places + carried, shape, within)
+            carried += places - sum(int(mask.sum()) for mask in masks.values())
             chosen |= masks
+    if not any(mask.any() for mask in chosen.values()):
+        raise allocations.BudgetError(f"{keep} of {sum(left.values())} weights is less than one {label(unit)}")
     return _applied({name: chosen[name] for name in layers}, model)
 
 
@@ -107,7 +112,7 @@ def _scores(
     exclude: Exclude | Iterable[Exclude],
 ) -> dict[str, Scores]:
     """Ask the criterion about each layer, after collecting what it names."""
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
     wanted = dict.fromkeys(["weight", *(name for name in criteria.needs(function) if name != "generator")])
     found = collect(model, wanted, data, loss=loss, initial=initial, exclude=exclude)
     return {name: criteria.score(function, name, found[name], generator) for name in layers}
@@ -131,28 +136,28 @@ def _budget(
         what = f"got {', '.join(given)}" if given else "got none"
         raise ValueError(f"give exactly one budget, sparsity= or params=; {what}")
     if sparsity is not None:
-        check_sparsity(sparsity)
-        keep = math.floor(total * (1 - sparsity) + 0.5)
+        keep = math.floor(total * (1 - check_sparsity(sparsity)) + 0.5)
         if not keep:
             raise allocations.BudgetError(f"sparsity={sparsity} would leave none of {total} weights")
         return keep
     fixed = sum(parameter.numel() for parameter in model.parameters()) - total
-    if not isinstance(params, int) or not fixed < params <= fixed + total:
+    if not isinstance(params, Integral) or not fixed < params <= fixed + total:
         raise ValueError(
             f"params={params!r} is not possible: {fixed} parameters are not prunable, {total} are, "
             f"so {fixed + 1} to {fixed + total} can stay"
         )
-    return params - fixed
+    return int(params) - fixed
 
 
-def check_sparsity(sparsity: object) -> None:
-    """Raise unless `sparsity` is a number in [0, 1)."""
+def check_sparsity(sparsity: object) -> float:
+    """`sparsity` as a float. Raises unless it is a number in [0, 1)."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, Real):
         raise TypeError(f"sparsity must be a number in [0, 1), not {sparsity!r}")
     number = float(sparsity)
     if not 0 <= number < 1:
         percent = f" For {number:g} %, write {number / 100:g}." if 1 < number < 100 else ""
         raise ValueError(f"sparsity is the fraction removed, in [0, 1); {sparsity} is not.{percent}")
+    return number
 
 
 def _left(layer: Scores, within: Masks) -> int:
@@ -187,11 +192,11 @@ def _top_units(
 ) -> dict[str, Tensor]:
     """Whole units (what `within` left of them), best mean score first, as near to `keep` weights as units allow."""
     labels = {name: unit.labels(layer.shape) for name, layer in scores.items()}
-    there = {name: torch.ones_like(labels[name]) if within is None else within[name].cpu().long() for name in scores}
+    alive = {name: torch.ones_like(labels[name]) if within is None else within[name].cpu().long() for name in scores}
     sizes = {name: torch.zeros(int(ids.max()) + 1, dtype=torch.int64) for name, ids in labels.items()}
     means = []
     for name, layer in scores.items():
-        ids, present = labels[name].flatten(), there[name].flatten()
+        ids, present = labels[name].flatten(), alive[name].flatten()
         sizes[name].index_add_(0, ids, present)
         values = torch.where(present > 0, layer.tensor().double().cpu().flatten(), 0)
         sums = torch.zeros(len(sizes[name]), dtype=torch.float64).index_add_(0, ids, values)
@@ -204,6 +209,6 @@ def _top_units(
     kept[order[:best]] = True
     parts = kept.split([len(size) for size in sizes.values()])
     return {
-        name: (part[labels[name]] & there[name].bool()).to(next(layer.pieces()).device)
+        name: (part[labels[name]] & alive[name].bool()).to(next(layer.pieces()).device)
         for part, (name, layer) in zip(parts, scores.items(), strict=True)
     }

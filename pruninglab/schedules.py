@@ -62,7 +62,7 @@ def iterative(rounds: int = 5) -> Schedule:
         assert masks is not None  # rounds ≥ 1
         return masks
 
-    schedule.__name__ = f"iterative({rounds})"
+    schedule.__name__ = "iterative" if rounds == 5 else f"iterative({rounds})"
     return schedule
 
 
@@ -98,6 +98,7 @@ class Gradual:
 
     Raises:
         ValueError: not 0 ≤ begin < end ≤ 1, `every` is less than 1 or longer than the window, or a bad sparsity.
+        RuntimeError: on leaving the `with` block, training ended before the window did, so that too little is pruned.
     """
 
     def __init__(
@@ -111,19 +112,22 @@ class Gradual:
             raise ValueError(f"every={every} steps does not fit the window of {self.last - self.first} steps")
         self.prune, self.sparsity, self.every = prune, sparsity, every
         self.masks: Masks | None = None
-        self._held = ExitStack()
+        self._held, self._finished = ExitStack(), False
 
     def __enter__(self) -> "Gradual":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._held.close()
+        if error is None and not self._finished:
+            raise RuntimeError(f"training ended before step {self.last}, at which {self.sparsity} would be reached")
 
     def __call__(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """To be called after step `step` = 1, 2, … of the optimizer."""
-        due = step == self.last or (self.first < step < self.last and (step - self.first) % self.every == 0)
-        if not due:
+        at_end = step >= self.last and not self._finished
+        if not at_end and not (self.first < step < self.last and (step - self.first) % self.every == 0):
             return
+        self._finished = at_end
         now = cubic((step - self.first) / (self.last - self.first), self.sparsity)
         self._held.close()
         self.masks = self.prune(now, within=self.masks)
@@ -139,7 +143,9 @@ def gradual(begin: float = 0.0, end: float = 0.75, every: int = 25) -> Schedule:
         assert pruner.masks is not None  # the window is never empty
         return pruner.masks
 
-    schedule.__name__ = "gradual"
+    options = {"begin": (begin, 0.0), "end": (end, 0.75), "every": (every, 25)}
+    told = ", ".join(f"{name}={value:g}" for name, (value, default) in options.items() if value != default)
+    schedule.__name__ = f"gradual({told})" if told else "gradual"
     return schedule
 
 

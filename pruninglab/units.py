@@ -123,7 +123,7 @@ def nm(n: int, m: int, remainder: str = "error") -> Pattern:
             mask[..., whole:] = _best_of_each(tail, -(-n * over // m)).view(*last.shape[:-1], over)
         return mask.movedim(-1, 1).contiguous()
 
-    return Pattern(f"{n}:{m}", n / m, choose)
+    return Pattern(f"{n}:{m}" if remainder == "error" else f"{n}:{m} ({remainder})", n / m, choose)
 
 
 def _best_of_each(groups: Tensor, n: int) -> Tensor:

@@ -390,5 +390,14 @@ def test_masks_do_not_keep_a_model_alive(mlp, masks):
     masks.apply(other)
     optimizer = OPTIMIZERS["sgd"](mlp.parameters())
     del other
-    with pytest.raises(RuntimeError, match=r"call masks\.apply\(model\) before"), masks.enforced(optimizer):
+    with pytest.raises(RuntimeError, match=r"no longer exist"), masks.enforced(optimizer):
+        pass
+
+
+def test_enforced_names_a_parameter_that_was_replaced():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    masks = prune(model, sparsity=0.5)
+    model[0] = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match=r"0\.weight no longer exist"), masks.enforced(optimizer):
         pass

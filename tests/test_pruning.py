@@ -4,6 +4,7 @@ import copy
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_task, same, snapshot
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruninglab import Masks, compare, find_sparsity, prune, task
-from pruninglab.allocation import global_
+from pruninglab.allocation import BudgetError, global_
 from pruninglab.tasks import models
 from pruninglab.units import nm
 
@@ -457,3 +458,21 @@ def test_bad_input_an_error_half_way_through_the_masks_changes_nothing():
     with pytest.raises(ValueError, match=r"'late' gave NaN for 15 of 15 weights of layer '7\.weight'"):
         prune(model, sparsity=0.5, criterion=late)
     assert same(before, snapshot(model))
+
+
+def test_a_budget_of_less_than_one_unit_is_an_error_and_nothing_is_pruned():
+    model = nn.Linear(4, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(BudgetError, match="1 of 8 weights is less than one row"):
+        prune(model, sparsity=0.9, unit="row")
+    assert torch.equal(model.weight, before)
+
+
+def test_numpy_numbers_are_numbers():
+    model = nn.Linear(5001, 3)
+    exact = prune(copy.deepcopy(model), sparsity=0.5)
+    for sparsity in (np.float64(0.5), np.float32(0.5), np.float16(0.5)):
+        assert prune(copy.deepcopy(model), sparsity=sparsity) == exact
+    draw = prune(copy.deepcopy(model), sparsity=0.5, criterion="random", seed=3)
+    assert prune(copy.deepcopy(model), sparsity=0.5, criterion="random", seed=np.int64(3)) == draw
+    assert prune(copy.deepcopy(model), params=np.int64(100)).kept() == 97

@@ -174,4 +174,30 @@ def test_gradual_to_an_impossible_sparsity(sparsity):
 
 def test_the_names():
     assert set(SCHEDULES) == {"one_shot", "iterative", "gradual"}
-    assert SCHEDULES["iterative"].__name__ == "iterative(5)"
+    assert SCHEDULES["iterative"].__name__ == "iterative"
+
+
+def test_gradual_says_so_when_training_ends_before_its_window():
+    model = make_task().model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def pruner(sparsity, within=None):
+        return prune(model, sparsity=sparsity, within=within)
+
+    def short_training():
+        with Gradual(pruner, 0.9, 100) as pruning:
+            for step in range(1, 50):
+                pruning(step, optimizer)
+
+    with pytest.raises(RuntimeError, match=r"ended before step 75, at which 0\.9"):
+        short_training()
+    with Gradual(pruner, 0.9, 100) as pruning:  # a loop that starts late still ends at the asked sparsity
+        pruning(80, optimizer)
+    assert pruning.masks.sparsity() == pytest.approx(0.9, abs=1e-2)
+
+
+def test_names_tell_settings_apart():
+    assert gradual().__name__ == "gradual"
+    assert gradual(every=50).__name__ == "gradual(every=50)"
+    assert iterative(5).__name__ == iterative().__name__
+    assert iterative(2).__name__ == "iterative(2)"

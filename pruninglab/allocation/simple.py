@@ -76,7 +76,7 @@ def erk(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
 
 
 def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
-    """Global competition on s² / Σ (s² of the layer's scores that are at least s) (Lee et al. 2021, eq. 4).
+    """Global competition on s² / Σ (s² of the layer's scores that are at least s) (Lee et al. 2021).
 
     Decides only how many stay in each layer; which ones is left to the scores. The highest of each layer gets 1, so no
     layer is emptied as long as there is a place for each.

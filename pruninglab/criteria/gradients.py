@@ -16,7 +16,7 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
 
 @criterion
 def snip(weight: Tensor, grad: Tensor) -> Tensor:
-    """|∂L/∂c| for a switch c = 1 on each weight (Lee et al. 2019, eq. 4, without the sum that all weights share).
+    """|∂L/∂c| for a switch c = 1 on each weight (Lee et al. 2019, without the sum that all weights share).
 
     By the chain rule ∂L/∂c = w · ∂L/∂w, so the number is `taylor`'s. What differs is when: SNIP asks before training.
     """

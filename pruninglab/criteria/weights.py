@@ -19,4 +19,5 @@ def magnitude(weight: Tensor) -> Tensor:
     return weight.abs()
 
 
-magnitude.elementwise = True  # type: ignore[attr-defined]  # each score depends on its own weight only
+# Each score depends on its own weight only, so the library may ask for them piece by piece.
+magnitude.elementwise = True  # type: ignore[attr-defined]
