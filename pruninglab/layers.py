@@ -5,6 +5,7 @@ A convolution is a linear layer over patches: with its inputs cut into patches, 
 Shapes: g groups, n samples, t positions (tokens, pixels; 1 for a plain linear layer), d inputs and o outputs a group.
 """
 
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 Exclude = str | type | nn.Module
 
 
 def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, Layer]:
     """The layers whose weight can be pruned: parameter name → module, in the order of the model.
 
-    Those are the weights of `Linear` and `Conv` layers; biases, norms and embeddings are left alone.
-    A weight that is shared by several layers appears once.
+    Those are the weights of `Linear` and `Conv` layers; biases, norms and embeddings are left alone, and so are an
+    output layer that shares its weight with an embedding, and empty weights. A weight that is shared by several layers
+    appears once.
 
     Args:
         model: any module.
@@ -31,8 +34,7 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
         ValueError: an entry of `exclude` matches nothing, a weight is re-parametrised, or nothing is left to prune.
         TypeError: an entry of `exclude` is of another kind.
     """
-    if isinstance(exclude, (str, type, nn.Module)):
-        exclude = (exclude,)
+    exclude = entries(exclude)
     found: dict[str, Layer] = {}
     owners: dict[int, list[tuple[str, nn.Module]]] = {}  # all that hold a weight, under all their names
     for module_name, module in model.named_modules(remove_duplicate=False):
@@ -47,8 +49,14 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
             )
         first = next(owner for owner, held in owners[id(module.weight)] if isinstance(held, PRUNABLE))
         found.setdefault(first, module)
+    for name, layer in list(found.items()):
+        if not layer.weight.numel() or any(isinstance(held, EMBEDDINGS) for _, held in owners[id(layer.weight)]):
+            del found[name]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no prunable layer: no Linear, Conv1d, Conv2d or Conv3d")
+        raise ValueError(
+            f"{type(model).__name__} has no prunable layer: no Linear, Conv1d, Conv2d or Conv3d "
+            "with a weight of its own"
+        )
     for entry in exclude:
         hit = [name for name, layer in found.items() if any(_matches(entry, *who) for who in owners[id(layer.weight)])]
         if not hit and not _matches_elsewhere(entry, model):
@@ -60,20 +68,61 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     return found
 
 
+def entries(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
+    """What `exclude` holds: one entry, or several. Raises a TypeError as `prunable` says."""
+    if isinstance(exclude, (str, type, nn.Module)):
+        return (exclude,)
+    listed = tuple(exclude) if isinstance(exclude, Iterable) else (exclude,)
+    for entry in listed:
+        if not isinstance(entry, (str, type, nn.Module)):
+            raise TypeError(f"exclude takes names, globs, module types and modules, not {entry!r}")
+    return listed
+
+
+def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = (), stacklevel: int = 3) -> None:
+    """Warn if more than a tenth of a model's parameters are matrices (or larger) that `prunable` does not know.
+
+    Such as the weights of an `LSTM` or of attention. Embeddings do not count, nor does what `exclude` names.
+
+    Args:
+        model: any module.
+        exclude: as in `prunable`.
+        stacklevel: as in `warnings.warn`; 3 is the caller of the function that calls this.
+    """
+    exclude, known = entries(exclude), (*PRUNABLE, *EMBEDDINGS)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    left = {
+        id(parameter): (name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.ndim > 1
+    }
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(name, recurse=False):
+            if (own.endswith("weight") and isinstance(module, known)) or any(_matches(e, own, module) for e in exclude):
+                left.pop(id(parameter), None)
+    names, sizes = [name for name, _ in left.values()], [size for _, size in left.values()]
+    if sum(sizes) > total / 10:
+        which = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        warnings.warn(
+            f"{sum(sizes) / total:.0%} of the parameters are not in Linear or Conv layers and stay as they are: "
+            f"{which}. Name them in exclude if that is meant",
+            stacklevel=stacklevel,
+        )
+
+
 def _matches(entry: Exclude, name: str, module: nn.Module) -> bool:
     if isinstance(entry, str):  # the name of the parameter, of its module, or of a module around that
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[:end]), entry) for end in range(len(parts) + 1))
     if isinstance(entry, type):
         return isinstance(module, entry)
-    if isinstance(entry, nn.Module):
-        return any(part is module for part in entry.modules())
-    raise TypeError(f"exclude takes names, globs, module types and modules, not {entry!r}")
+    return any(part is module for part in entry.modules())
 
 
 def _matches_elsewhere(entry: Exclude, model: nn.Module) -> bool:
     """Whether `entry` names something that is there but was already out (excluded before, or never prunable)."""
-    return any(_matches(entry, f"{name}.weight", module) for name, module in model.named_modules())
+    matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    return (isinstance(entry, str) and any(fnmatchcase(name, entry) for name in matrices)) or any(
+        _matches(entry, f"{name}.weight", module) for name, module in model.named_modules()
+    )
 
 
 def patches(layer: Layer, x: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pruninglab.files import save_tensors
-from pruninglab.layers import Exclude, prunable
+from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import evaluating
@@ -51,17 +52,36 @@ class _Reached(torch.autograd.Function):
         return (grad != 0).to(grad.dtype)
 
 
+class _Open(TorchFunctionMode):
+    """Leaves out functions that hide paths: flat where many arrive, or of a constant sum."""
+
+    HIDING = (
+        "softmax", "log_softmax", "softmin", "sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "relu6",
+        "softsign", "clamp",
+    )  # fmt: skip
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "").rstrip("_") in self.HIDING and args:
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+@torch.enable_grad()
 def effective_sparsity(model: nn.Module, example_input: Tensor) -> float:
     """Like `sparsity`, but weights that lie on no path from an input to an output count as gone too.
 
     A weight is on a path if something reaches it and something leaves it. Both are found by running a copy of the model
     in which every weight that is not zero is 1, biases are gone and norms let everything through: forwards tells what
     reaches a weight, backwards what leaves it. That is exact for networks of linear layers and convolutions, norms,
-    ReLU and its kin, pooling, addition and concatenation.
+    ReLU and its kin, pooling, addition and concatenation, whatever squashing function (softmax, tanh, …) they end in.
+    It is not for gates and attention, where a signal that is gone multiplies another, nor where signals are subtracted.
 
     Args:
         model: any module.
         example_input: one batch of the right shape; its values do not matter.
+
+    Raises:
+        ValueError: no path is found even with every weight in place.
     """
     skeleton = copy.deepcopy(model).eval()
     for name, module in list(skeleton.named_modules(remove_duplicate=False)):
@@ -73,24 +93,34 @@ def effective_sparsity(model: nn.Module, example_input: Tensor) -> float:
     with torch.no_grad():
         for parameter in skeleton.parameters():
             parameter.requires_grad_(True)
-        weights = {id(layer.weight) for layer in layers.values()}
         for name, parameter in skeleton.named_parameters():
-            if id(parameter) in weights:
-                parameter.copy_(parameter != 0)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 parameter.zero_()
-    for module in skeleton.modules():
-        if any(module is layer for layer in layers.values()):
-            module.register_forward_hook(lambda _module, _args, output: _Reached.apply(output))
-    outputs = skeleton(torch.ones_like(example_input[:1]))
-    grads = torch.autograd.grad(outputs.sum(), [layer.weight for layer in layers.values()], allow_unused=True)
-    total = sum(layer.weight.numel() for layer in layers.values())
-    alive = sum(
-        int(((layer.weight != 0) & (grad != 0)).sum())
-        for layer, grad in zip(layers.values(), grads, strict=True)
-        if grad is not None
-    )
-    return 1 - alive / total
+        for module in skeleton.modules():
+            if isinstance(module, (*PRUNABLE, *EMBEDDINGS)):
+                module.weight.copy_(module.weight != 0)
+                module.register_forward_hook(lambda _module, _args, output: _Reached.apply(output))
+    weights = [layer.weight for layer in layers.values()]
+    alive = _on_paths(skeleton, weights, torch.ones_like(example_input[:1]))
+    if not alive:
+        with torch.no_grad():
+            for weight in weights:
+                weight.fill_(1)
+        if not _on_paths(skeleton, weights, torch.ones_like(example_input[:1])):
+            raise ValueError(
+                f"effective_sparsity cannot follow {type(model).__name__}: it finds no path, pruned or not"
+            )
+    return 1 - alive / sum(weight.numel() for weight in weights)
+
+
+def _on_paths(skeleton: nn.Module, weights: list[Tensor], x: Tensor) -> int:
+    """How many of the weights get something from the input and pass it on to the output."""
+    with _Open():
+        outputs = skeleton(x)
+    uneven = torch.linspace(1, 2, outputs.numel()).to(outputs).view_as(outputs)  # a plain sum may be constant
+    grads = torch.autograd.grad(outputs, weights, uneven, allow_unused=True)
+    found = [(weight != 0) & (grad != 0) for weight, grad in zip(weights, grads, strict=True) if grad is not None]
+    return sum(int(mask.sum()) for mask in found)
 
 
 def _plain(module: nn.Module) -> nn.Module | None:

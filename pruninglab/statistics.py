@@ -12,31 +12,36 @@ argument names say what it needs, one level further down. For each batch it may 
     layer           the module
 
 (g groups, n samples, t positions such as pixels or tokens, d inputs and o outputs of a group). What it returns is
-summed over batches; an optional `finish` turns the sum into the answer.
+summed over batches; an optional `finish` turns the sum into the answer. Layers must see the samples in the first
+dimension, alone or merged with positions in batch-major order (sample 0's tokens, then sample 1's, …).
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 
+from pruninglab.batches import batches, length
 from pruninglab.layers import PRUNABLE, Exclude, Layer, like_weight, outputs_by_position, patches, prunable
-from pruninglab.naming import unknown
+from pruninglab.naming import lookup, unknown
 from pruninglab.progress import progress
 
 Loss = Callable[[Any, Tensor], Tensor]
-Data = Iterable[Any] | tuple[Tensor, Tensor] | Tensor
+Data = Iterable[Any] | Dataset | tuple[Tensor, Tensor] | Tensor
 Statistics = dict[str, dict[str, Tensor]]
 
 WITHOUT_DATA = ("weight", "initial_weight", "layer")
 INGREDIENTS = (*WITHOUT_DATA, "batch_grad", "batch_size", "inputs", "output_grads")
-BATCH = 128  # samples at a time when the data come as whole tensors
+FINISHING = ("total", "samples", "positions", "layer")
 PIECE = 1 << 24  # numbers that per-sample gradients may fill at a time
 
 
@@ -57,10 +62,6 @@ class Statistic:
 STATISTICS: dict[str, Statistic] = {}
 
 
-@overload
-def statistic(function: Callable[..., Tensor]) -> Callable[..., Tensor]: ...
-@overload
-def statistic(*, finish: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]: ...
 def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = None) -> Any:
     """Make a function a statistic that criteria can ask for by its name.
 
@@ -78,18 +79,14 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
         ...     return like_weight(layer, (inputs > 0).sum((1, 2)))
     """
     if function is None:
-        return lambda decorated: statistic(decorated, finish=finish)  # type: ignore[call-overload]
+        return lambda decorated: statistic(decorated, finish=finish)
     needs = tuple(inspect.signature(function).parameters)
     for name in needs:
         if name not in INGREDIENTS:
             raise unknown(f"ingredient in statistic {function.__name__!r}:", name, INGREDIENTS)
     for name in inspect.signature(finish).parameters if finish else ():
-        if name not in ("total", "samples", "positions", "layer"):
-            raise unknown(
-                f"argument of finish in statistic {function.__name__!r}:",
-                name,
-                ("total", "samples", "positions", "layer"),
-            )
+        if name not in FINISHING:
+            raise unknown(f"argument of finish in statistic {function.__name__!r}:", name, FINISHING)
     STATISTICS[function.__name__] = Statistic(function.__name__, function, finish, needs)
     return function
 
@@ -182,6 +179,10 @@ def hessian(inputs: Tensor) -> Tensor:
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits: the loss where none is named."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the model returns a {type(outputs).__name__}, not logits: pass loss=, called loss(model(x), y)"
+        )
     return F.cross_entropy(outputs, targets)
 
 
@@ -202,7 +203,8 @@ def collect(
     Args:
         model: any module.
         names: which statistics; see `STATISTICS`.
-        data: `(x, y)` tensors, or an iterable of `(x, y)` batches, or of x alone where no gradient is asked for.
+        data: `(x, y)` tensors, a `Dataset`, or an iterable of `(x, y)` batches, or of x alone where no gradient is
+            asked for. x may be a mapping too, and is then passed by name: `model(**x)`.
         loss: `loss(model(x), y)`, the mean over the samples of a batch. Cross-entropy if not given.
         initial: the untrained model or its state dict; needed for `initial_weight` only.
         exclude: as in `prune`.
@@ -212,9 +214,12 @@ def collect(
 
     Raises:
         ValueError: an unknown name, no or empty data where data are needed, no labels where gradients are asked for,
-            or a layer that the model never called.
+            a loss that is not one number, or a layer that the model never called or not with the samples first.
+        RuntimeError: the model writes into a layer's input after the layer.
     """
-    asked = [_known(name) for name in dict.fromkeys([names] if isinstance(names, str) else names)]
+    asked = [
+        lookup("statistic", name, STATISTICS) for name in dict.fromkeys([names] if isinstance(names, str) else names)
+    ]
     layers = prunable(model, exclude)
     if any(s.needs_data for s in asked) and data is None:
         which = ", ".join(s.name for s in asked if s.needs_data)
@@ -229,12 +234,6 @@ def collect(
         for name, values in _measure(model, layers, measured, data, loss or cross_entropy, initial).items():
             result[name].update(values)
     return result
-
-
-def _known(name: str) -> Statistic:
-    if name not in STATISTICS:
-        raise unknown("statistic", name, STATISTICS)
-    return STATISTICS[name]
 
 
 def _pick(needs: Iterable[str], name: str, layer: Layer, initial: Any, **found: Any) -> dict[str, Any]:
@@ -270,23 +269,30 @@ class _Recorder:
         self.calls: list[dict[str, Any]] = []
 
     def watch(self, module: nn.Module) -> RemovableHandle:
-        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            call = {"x": args[0].detach(), "layer": module}  # sharers of a weight may differ in stride or padding
+        def after(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            call = {"x": x.detach(), "written": _writes(x), "layer": module}  # sharers may differ in stride or padding
             self.calls.append(call)
             if output.requires_grad:
                 output.register_hook(lambda grad: call.update(grad=grad))
 
-        return module.register_forward_hook(after)
+        return module.register_forward_hook(after, with_kwargs=True)
 
     def take(self, samples: int, needs: set[str]) -> dict[str, Any]:
         """`inputs` and `output_grads` of this batch; several calls of one weight count as positions of a sample."""
         calls, self.calls = self.calls, []
-        if not calls:
-            raise ValueError(
-                f"{self.name} was never called as a layer in the forward pass (used through its weight only?): "
-                f"leave it out with exclude={self.name!r}, or choose a criterion that needs no data"
+        if any(_writes(call["x"]) != call["written"] for call in calls):
+            raise RuntimeError(
+                f"the model writes into the input of {self.name} in place after the layer has seen it: "
+                "let the model write into a copy, or leave the layer out with exclude"
             )
         inputs = [self._by_sample(patches(call["layer"], call["x"]), samples) for call in calls]
+        shapes = [tuple(call["x"].shape) for x, call in zip(inputs, calls, strict=True) if x.shape[1] != samples]
+        if shapes and "output_grads" in needs:
+            raise ValueError(
+                f"{self.name} saw inputs of shape {shapes[0]} in a batch of {samples} samples: gradients of single "
+                "samples need layers that see the samples in the first dimension (batch_first=True?)"
+            )
         taken = {"inputs": torch.cat(inputs, 2)}
         if "output_grads" in needs:
             width = self.layer.weight.shape[0] // len(inputs[0])
@@ -307,6 +313,11 @@ class _Recorder:
         return rows
 
 
+def _writes(x: Tensor) -> int:
+    """How often a tensor was written into."""
+    return 0 if x.is_inference() else x._version
+
+
 def _measure(
     model: nn.Module, layers: dict[str, Layer], asked: list[Statistic], data: Any, loss: Loss, initial: Any
 ) -> Statistics:
@@ -318,6 +329,8 @@ def _measure(
     totals: Statistics = {name: {} for name in layers}
     samples, positions = 0, dict.fromkeys(layers, 0)
     with ExitStack() as undo:
+        if "torch._dynamo" in sys.modules:  # compiled models would pass the hooks by
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
             if needs & {"inputs", "output_grads"}:
@@ -330,11 +343,18 @@ def _measure(
         model.eval()
         for x, y in progress(batches(data), desc="collecting statistics", unit="batch"):
             grads = _run(model, x, y, weights, loss, want_grad)
-            samples += len(x)
+            batch_size = length(x, "inputs")
+            samples += batch_size
+            silent = [name for name, recorder in recorders.items() if not recorder.calls]
+            if silent and needs & {"inputs", "output_grads"}:
+                raise ValueError(
+                    f"never called as a layer in the forward pass (used through the weight only?): {silent}; "
+                    f"leave out with exclude={silent}, or choose a criterion that needs no data"
+                )
             for (name, layer), batch_grad in zip(layers.items(), grads, strict=True):
-                found: dict[str, Any] = {"batch_grad": batch_grad, "batch_size": len(x)}
+                found: dict[str, Any] = {"batch_grad": batch_grad, "batch_size": batch_size}
                 if needs & {"inputs", "output_grads"}:
-                    found |= recorders[name].take(len(x), needs)
+                    found |= recorders[name].take(batch_size, needs)
                     positions[name] += found["inputs"].shape[1] * found["inputs"].shape[2]
                 for s in asked:
                     share = s.batch(**_pick(s.needs, name, layer, initial, **found))
@@ -351,15 +371,18 @@ def _run(
     model: nn.Module, x: Any, y: Any, weights: Sequence[Tensor], loss: Loss, want_grad: bool
 ) -> list[Tensor | None]:
     """One forward pass and, if wanted, one backward pass; gradients of the batch's mean loss, none in `.grad`."""
-    device = weights[0].device
-    x = x.to(device) if isinstance(x, Tensor) else x
+    x, y = tree_map(lambda leaf: leaf.to(weights[0].device) if isinstance(leaf, Tensor) else leaf, (x, y))
     with torch.set_grad_enabled(want_grad):
-        outputs = model(x)
+        outputs = model(**x) if isinstance(x, dict) else model(x)
         if not want_grad:
             return [None] * len(weights)
         if y is None:
             raise ValueError("gradients are asked for, so each batch of data must be (x, y)")
-        grads = torch.autograd.grad(loss(outputs, y.to(device)), weights, allow_unused=True)
+        value = loss(outputs, y)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"loss must return one number, the mean over the batch, as a tensor; it returned {got}")
+        grads = torch.autograd.grad(value, weights, allow_unused=True)
     return [torch.zeros_like(w) if grad is None else grad for w, grad in zip(weights, grads, strict=True)]
 
 
@@ -369,21 +392,3 @@ def _finished(s: Statistic, total: Tensor, samples: int, positions: int, layer: 
         total = s.finish(**{name: known[name] for name in inspect.signature(s.finish).parameters})
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     return total.detach().to(dtype) if total.is_floating_point() else total
-
-
-def batches(data: Any) -> Iterator[tuple[Any, Tensor | None]]:
-    """Cut calibration data of any accepted form into `(x, y)` batches; y is None where there are no labels."""
-    if isinstance(data, Tensor):
-        data = data.split(BATCH)
-    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
-        if len(x) != len(y):
-            raise ValueError(f"data hold {len(x)} inputs but {len(y)} labels")
-        data = zip(x.split(BATCH), y.split(BATCH), strict=True)
-    for batch in data:
-        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
-        if len(parts) not in (1, 2):
-            raise ValueError(f"a batch of data is (x, y) or x alone, not {len(parts)} things")
-        x, y = (*parts, None)[:2]
-        if len(x):
-            yield x, y

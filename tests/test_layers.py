@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
-from pruninglab.layers import like_weight, outputs_by_position, patches, prunable
+from pruninglab.layers import like_weight, outputs_by_position, patches, prunable, warn_of_unprunable
+from pruninglab.tasks import models
 
 
 class Net(nn.Module):
@@ -78,12 +79,56 @@ def test_a_shared_weight_is_left_out_under_each_of_its_names(how):
     assert list(prunable(net, net["b"] if how == "module" else how)) == ["c.weight"]
 
 
-def test_a_weight_shared_with_an_embedding():
-    net = nn.ModuleDict({"embed": nn.Embedding(3, 3), "a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
-    net["a"].weight = net["embed"].weight
-    assert list(prunable(net)) == ["a.weight", "c.weight"]
-    for exclude in ("embed", nn.Embedding, net["embed"]):
+@pytest.mark.parametrize("order", [("embed", "a", "c"), ("a", "c", "embed")])
+@pytest.mark.parametrize("embedding", [nn.Embedding, nn.EmbeddingBag])
+def test_a_weight_shared_with_an_embedding_is_left_alone(order, embedding):
+    parts = {"embed": embedding(3, 3), "a": nn.Linear(3, 3), "c": nn.Linear(3, 3)}
+    parts["a"].weight = parts["embed"].weight
+    net = nn.ModuleDict({name: parts[name] for name in order})
+    for exclude in ((), "embed", "a", embedding, net["embed"]):
         assert list(prunable(net, exclude)) == ["c.weight"]
+    del net["c"]
+    with pytest.raises(ValueError, match="no prunable layer"):
+        prunable(net)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_weights_are_left_out():
+    assert list(prunable(nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 2), nn.Linear(2, 0)))) == ["1.weight"]
+
+
+def attention_and_lstm() -> nn.ModuleDict:
+    return nn.ModuleDict({"attend": nn.MultiheadAttention(8, 2), "lstm": nn.LSTM(8, 8), "head": nn.Linear(8, 8)})
+
+
+def test_what_is_large_and_not_prunable_is_warned_of():
+    """192 of attention, 256 + 256 of the LSTM; of 984 parameters in all."""
+    net = attention_and_lstm()
+    total = sum(p.numel() for p in net.parameters())
+    share = f"{(192 + 512) / total:.0%}"
+    with pytest.warns(
+        UserWarning, match=rf"^{share} .*: attend\.in_proj_weight, lstm\.weight_ih_l0, lstm\.weight_hh_l0\."
+    ):
+        warn_of_unprunable(net)
+    net["more"] = nn.ModuleList([nn.ConvTranspose1d(8, 8, 2), nn.Bilinear(4, 4, 4)])
+    with pytest.warns(UserWarning, match=r"weight_hh_l0 and 2 more\."):
+        warn_of_unprunable(net)
+    with pytest.warns(UserWarning, match=r"are: more\.0\.weight, more\.1\.weight\."):
+        warn_of_unprunable(net, (nn.LSTM, "attend"))
+
+
+def test_nothing_is_warned_of_without_need(recwarn):
+    net = attention_and_lstm()
+    named = ["attend.in_proj_weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"]  # as the warning says
+    for exclude in (["attend", net["lstm"]], ["*.in_proj_weight", nn.LSTM], named):
+        warn_of_unprunable(net, exclude)
+        assert "head.weight" in prunable(net, exclude)
+    net["large"] = nn.Linear(100, 80)  # what is left is less than a tenth now
+    warn_of_unprunable(net)
+    warn_of_unprunable(nn.ModuleDict({"embed": nn.Embedding(900, 8), "head": nn.Linear(8, 2)}))
+    for model in (Net(), models.mlp(6, 7, 3), models.cnn(8), models.ResNet(1, 1, (4, 8))):
+        warn_of_unprunable(model)
+    assert not list(recwarn)
 
 
 def test_a_module_that_is_there_twice():
@@ -107,6 +152,13 @@ def test_an_exclude_that_leaves_nothing():
 def test_an_exclude_of_another_kind():
     with pytest.raises(TypeError, match="names, globs, module types and modules, not 3"):
         prunable(Net(), [3])
+
+
+@pytest.mark.parametrize("exclude", [None, 3, [None]])
+def test_an_exclude_that_is_nothing(exclude):
+    for function in (prunable, warn_of_unprunable):
+        with pytest.raises(TypeError, match=r"exclude takes names, globs, module types and modules, not (None|3)"):
+            function(Net(), exclude)
 
 
 def test_no_prunable_layer():

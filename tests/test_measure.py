@@ -141,6 +141,63 @@ def test_effective_sparsity_where_one_pooling_module_is_used_twice():
     assert measure.effective_sparsity(model, torch.zeros(1, 1, 8, 8)) == 0
 
 
+class Functional(nn.Module):
+    """A network and a function of its output."""
+
+    def __init__(self, net, function):
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x):
+        return self.function(self.net(x))
+
+
+ENDS = [
+    nn.Softmax(-1), nn.LogSoftmax(-1), nn.Softmin(-1), nn.Sigmoid(), nn.Tanh(), nn.Hardtanh(), nn.ReLU6(),
+    nn.ReLU6(inplace=True), nn.Hardsigmoid(), nn.LogSigmoid(),
+    lambda x: F.softmax(x, -1), lambda x: F.log_softmax(x, dim=-1), lambda x: x.softmax(-1), torch.sigmoid, torch.tanh,
+    lambda x: x.clamp(0, 1), lambda x: x / x.sum(-1, keepdim=True), F.normalize,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_effective_sparsity_whatever_the_network_ends_in(end):
+    plain = models.mlp(6, 8, 5, 4)
+    prune(plain, sparsity=0.7)
+    x = torch.randn(1, 6)
+    expected = measure.effective_sparsity(plain, x)
+    assert 0.7 < expected < 1
+    model = nn.Sequential(plain, end) if isinstance(end, nn.Module) else Functional(plain, end)
+    assert measure.effective_sparsity(model, x) == expected
+
+
+@pytest.mark.parametrize("bounded", [nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid])
+def test_effective_sparsity_where_many_paths_saturate_a_function(bounded):
+    """Fifty signals arrive together, at a sum and then at a bounded function."""
+    model = nn.Sequential(nn.Linear(3, 50), Functional(nn.Identity(), lambda x: x.sum(1, keepdim=True)), bounded())
+    assert measure.effective_sparsity(model.append(nn.Linear(1, 2)), torch.randn(1, 3)) == 0
+
+
+def test_effective_sparsity_without_gradients():
+    model, x = models.mlp(6, 8, 4), torch.randn(1, 6)
+    prune(model, sparsity=0.5)
+    with torch.no_grad():
+        found = measure.effective_sparsity(model, x)
+    assert found == measure.effective_sparsity(model, x)
+
+
+def test_effective_sparsity_behind_an_embedding_that_is_the_output_layer_too():
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 9, bias=False))
+    net[3].weight = net[0].weight
+    assert measure.effective_sparsity(net, torch.randint(9, (2, 3))) == 0
+
+
+def test_effective_sparsity_says_where_it_cannot_follow():
+    model = Functional(nn.Linear(4, 3), lambda x: (x > 0) + 0 * x)
+    with pytest.raises(ValueError, match="cannot follow Functional: it finds no path, pruned or not"):
+        measure.effective_sparsity(model, torch.randn(1, 4))
+
+
 def test_effective_sparsity_of_a_dense_and_of_a_severed_network():
     model = models.ResNet(1, 1, (4, 8))
     x = torch.zeros(1, 1, 8, 8)

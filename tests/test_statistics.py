@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import OrderedDict, UserDict
 
 import numpy as np
 import pytest
@@ -263,21 +264,140 @@ def test_convolutions_that_share_a_weight_but_not_their_geometry():
     close(found["input_norm"].expand(3, 2, 3, 3), by_weight(model.near, np.sqrt(squares)))
 
 
-def test_an_embedding_tied_to_the_output_layer():
+def test_an_embedding_tied_to_the_output_layer_is_left_alone():
     class Language(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed = nn.Embedding(9, 4)
+            self.embed, self.mix = nn.Embedding(9, 4), nn.Linear(4, 4)
             self.head = nn.Linear(4, 9, bias=False)
             self.head.weight = self.embed.weight
 
         def forward(self, tokens):
-            return self.head(self.embed(tokens)).mean(1)
+            return self.head(self.mix(self.embed(tokens))).mean(1)
 
     model, x, y = Language(), torch.randint(9, (6, 3)), torch.randint(9, (6,))
-    found = collect(model, ["grad", "input_norm"], (x, y))["head.weight"]
-    close(found["grad"], torch.autograd.grad(F.cross_entropy(model(x), y), model.head.weight)[0])
-    close(found["input_norm"][0], model.embed(x).detach().flatten(0, 1).norm(dim=0))
+    found = collect(model, ["grad", "input_norm"], (x, y))
+    assert list(found) == ["mix.weight"]
+    close(found["mix.weight"]["grad"], torch.autograd.grad(F.cross_entropy(model(x), y), model.mix.weight)[0])
+    close(found["mix.weight"]["input_norm"][0], model.embed(x).detach().flatten(0, 1).norm(dim=0))
+
+
+class Named(nn.Module):
+    """Takes its input by name, and calls its layer by name too."""
+
+    def __init__(self, fc):
+        super().__init__()
+        self.fc = fc
+
+    def forward(self, *, x, scale=None):
+        return self.fc(input=x if scale is None else x * scale)
+
+
+@pytest.mark.parametrize("mapping", [dict, OrderedDict, UserDict])
+def test_inputs_by_name(mapping):
+    """A UserDict is what tokenizers of Hugging Face return."""
+    model, x, y = Named(nn.Linear(6, 3)), torch.randn(11, 6), torch.randint(3, (11,))
+    expected = collect(model.fc, ALL, (x, y))["weight"]
+    ones = torch.ones(11, 1)
+    for data in (
+        [(mapping(x=x), y)],
+        [(mapping(x=x[:4]), y[:4]), (mapping(x=x[4:], scale=ones[4:]), y[4:])],
+        DataLoader([({"x": a, "scale": torch.ones(1)}, b) for a, b in zip(x, y, strict=True)], batch_size=3),
+    ):
+        found = collect(model, ALL, data)["fc.weight"]
+        for name in ALL:
+            close(found[name], expected[name])
+    close(collect(model, "input_norm", [mapping(x=x)])["fc.weight"]["input_norm"], expected["input_norm"])
+
+
+def test_inputs_and_targets_of_several_tensors():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, pair):
+            return self.fc(pair[0] + pair[1])
+
+    model, x, y = Pair(), torch.randn(2, 11, 6), torch.randint(3, (11,))
+    found = collect(
+        model, ["fisher"], [((x[0], x[1]), {"y": y})], loss=lambda outputs, t: F.cross_entropy(outputs, t["y"])
+    )
+    close(found["fc.weight"]["fisher"], collect(model.fc, ["fisher"], (x.sum(0), y))["weight"]["fisher"])
+
+
+def test_everything_of_a_batch_goes_to_the_models_device():
+    """The device "meta" computes nothing, but refuses tensors of other devices."""
+    model = Named(nn.Linear(6, 3)).to("meta")
+    data = [({"x": torch.randn(4, 6), "scale": torch.ones(4, 1)}, {"y": torch.zeros(4, dtype=torch.long)})]
+    found = collect(model, ["fisher"], data, loss=lambda outputs, t: F.cross_entropy(outputs, t["y"]))
+    assert found["fc.weight"]["fisher"].is_meta
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.token(x.transpose(0, 1))).mean(0))
+
+
+def test_layers_that_see_the_sequence_first():
+    model, x, y = SequenceFirst(), torch.randn(4, 7, 5), torch.randint(3, (4,))
+    with pytest.raises(ValueError, match=r"token\.weight saw inputs of shape \(7, 4, 5\) in a batch of 4 samples"):
+        collect(model, ["fisher"], (x, y))
+    found = collect(model, ["grad", "input_norm", "input_mean"], (x, y))  # these do not mind
+    close(found["token.weight"]["grad"], torch.autograd.grad(F.cross_entropy(model(x), y), model.token.weight)[0])
+    close(found["token.weight"]["input_norm"][0], x.flatten(0, 1).norm(dim=0))
+    close(found["token.weight"]["input_mean"][0], x.mean((0, 1)))
+
+
+@pytest.mark.parametrize("names", [["input_norm"], ["fisher"]])
+def test_an_input_that_is_written_into_after_the_layer(names):
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.first(x)
+            out = self.second(h)
+            h.zero_()
+            return out
+
+    error = (
+        "into the input of second.weight in place" if names == ["input_norm"] else "inplace operation"
+    )  # torch's own
+    with pytest.raises(RuntimeError, match=error):
+        collect(Careless(), names, (torch.randn(5, 4), torch.randint(3, (5,))))
+
+
+def test_inputs_of_inference_mode(mlp):
+    """Such tensors do not count what is written into them."""
+    x = torch.randn(5, 6)
+    expected = collect(mlp, ["input_norm"], x)
+    with torch.inference_mode():
+        found = collect(mlp, ["input_norm"], x.clone())
+    assert torch.equal(found["fc2.weight"]["input_norm"], expected["fc2.weight"]["input_norm"])
+
+
+@pytest.mark.parametrize("how", ["outside", "in place", "a part"])
+def test_a_compiled_model(mlp, batch, how):
+    """Compiled code passes hooks by, so the pass runs without it; names are those of the caller's model."""
+    expected, compiled = collect(mlp, ALL, batch), mlp
+    if how == "outside":
+        compiled = torch.compile(mlp, backend="eager")
+    elif how == "in place":
+        mlp.compile(backend="eager")
+    else:
+        mlp.fc2 = torch.compile(mlp.fc2, backend="eager")
+    compiled(batch[0])
+    found = collect(compiled, ALL, batch)
+    names = [name for name, parameter in compiled.named_parameters() if parameter.ndim == 2]
+    assert list(found) == names
+    for layer, name in itertools.product(range(3), ALL):
+        close(list(found.values())[layer][name], list(expected.values())[layer][name])
 
 
 def test_rows_merged_into_the_batch_are_positions_of_their_sample():
@@ -414,6 +534,7 @@ def test_data_of_every_kind_give_the_same(mlp, batch):
     expected = collect(mlp, ["grad", "input_norm"], (x, y))
     kinds = {
         "a loader": DataLoader(TensorDataset(x, y), batch_size=4),
+        "a dataset": TensorDataset(x, y),
         "a generator": ((x[i : i + 3], y[i : i + 3]) for i in range(0, 11, 3)),
         "a list of lists": [[x[:5], y[:5]], [x[5:], y[5:]]],
     }
@@ -484,23 +605,56 @@ def test_batches_of_three(mlp):
 
 
 def test_unequal_numbers_of_inputs_and_labels(mlp):
-    with pytest.raises(ValueError, match="4 inputs but 3 labels"):
-        collect(mlp, ["grad"], (torch.zeros(4, 6), torch.zeros(3, dtype=torch.long)))
+    x, y = torch.zeros(4, 6), torch.zeros(3, dtype=torch.long)
+    for data in ((x, y), [(x, y)], [({"x": x}, y)]):
+        with pytest.raises(ValueError, match="4 inputs but 3 labels"):
+            collect(mlp, ["grad"], data)
 
 
-def test_a_layer_that_is_never_called():
+def test_labels_and_inputs_that_cannot_be_counted(mlp):
+    x = torch.zeros(4, 6)
+    for y in (torch.tensor(3), 3, [1, 2, 0, 1]):
+        with pytest.raises(ValueError, match="labels of a batch must be a tensor with the samples first"):
+            collect(mlp, ["grad"], [(x, y)])
+    with pytest.raises(ValueError, match="inputs of a batch must be a tensor"):
+        collect(mlp, ["input_norm"], [x.numpy()])
+
+
+def test_a_loss_that_is_not_one_number(mlp, batch):
+    with pytest.raises(ValueError, match=r"loss must return one number.*it returned shape \(11,\)"):
+        collect(mlp, ["grad"], batch, loss=lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"))
+    with pytest.raises(ValueError, match=r"loss must return one number.*it returned 0\.5"):
+        collect(mlp, ["grad"], batch, loss=lambda outputs, y: 0.5)
+
+
+def test_outputs_that_need_a_loss_of_their_own(mlp, batch):
+    class Answer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    with pytest.raises(ValueError, match=r"returns a dict, not logits: pass loss="):
+        collect(Answer(), ["grad"], batch)
+    found = collect(Answer(), ["grad"], batch, loss=lambda outputs, y: F.cross_entropy(outputs["logits"], y))
+    close(found["net.fc1.weight"]["grad"], collect(mlp, ["grad"], batch)["fc1.weight"]["grad"])
+
+
+def test_layers_that_are_never_called():
     class Unused(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.spare = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.fc, self.spare, self.idle = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(2, 2)
 
         def forward(self, x):
             return F.linear(self.fc(x), self.spare.weight[:, :3])
 
     model, data = Unused(), torch.randn(5, 4)
-    with pytest.raises(ValueError, match=r"spare\.weight was never called.*exclude='spare\.weight'"):
+    with pytest.raises(ValueError, match=r"never called.*exclude=\['spare\.weight', 'idle\.weight'\]"):
         collect(model, ["input_norm"], data)
-    assert list(collect(model, ["input_norm"], data, exclude="spare.weight")) == ["fc.weight"]
+    assert list(collect(model, ["input_norm"], data, exclude=["spare.weight", "idle.weight"])) == ["fc.weight"]
 
 
 def test_no_input_statistics_for_conv3d():

@@ -1,0 +1,47 @@
+"""Calibration data of every accepted form, cut into batches of inputs and labels.
+
+Knows nothing of models: what is done with a batch is the business of `pruninglab.statistics`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
+
+BATCH = 128  # samples at a time when the data come as whole tensors or as a dataset
+
+
+def batches(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Cut calibration data of any accepted form into `(x, y)` batches; y is None where there are no labels."""
+    if isinstance(data, Tensor):
+        data = data.split(BATCH)
+    elif isinstance(data, Dataset):
+        data = DataLoader(data, BATCH)
+    elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        _same_length(*data)
+        data = zip(*(part.split(BATCH) for part in data), strict=True)
+    for batch in data:
+        parts = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if len(parts) not in (1, 2):
+            raise ValueError(f"a batch of data is (x, y) or x alone, not {len(parts)} things")
+        x, y = (*parts, None)[:2]
+        x = dict(x) if isinstance(x, Mapping) else x
+        if y is not None:
+            _same_length(x, y)
+        if length(x, "inputs"):
+            yield x, y
+
+
+def _same_length(x: Any, y: Any) -> None:
+    if length(x, "inputs") != length(y, "labels"):
+        raise ValueError(f"a batch of data holds {length(x, 'inputs')} inputs but {length(y, 'labels')} labels")
+
+
+def length(part: Any, what: str) -> int:
+    """How many samples inputs or labels hold: the length of the first tensor in them."""
+    first = next((leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)), None)
+    if first is None or not first.ndim:
+        raise ValueError(f"{what} of a batch must be a tensor with the samples first, or hold one, not {part!r:.60}")
+    return len(first)
