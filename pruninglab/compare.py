@@ -4,7 +4,6 @@ Every run starts from the same trained network of its seed, gets the same calibr
 is measured on the same test split. What it cost stands beside what it reached.
 """
 
-import copy
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -16,21 +15,22 @@ import torch
 from torch import nn
 
 from pruninglab import allocation as allocations
-from pruninglab import criteria as rooms
-from pruninglab import units
+from pruninglab import tasks, units
 from pruninglab.allocation import Allocation
-from pruninglab.criteria import Criterion
-from pruninglab.files import cache_dir, code_version
+from pruninglab.criteria import CRITERIA, Criterion, needs
+from pruninglab.criteria import find as find_criterion
+from pruninglab.files import cache_dir, code_version, data_dir
 from pruninglab.fingerprint import fingerprint
+from pruninglab.layers import Exclude
 from pruninglab.masks import Masks
-from pruninglab.naming import label, lookup
+from pruninglab.naming import label, resolve, whole
 from pruninglab.progress import progress
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery
-from pruninglab.schedules import SCHEDULES, Schedule
+from pruninglab.schedules import SCHEDULES, Schedule, one_shot
+from pruninglab.statistics import STATISTICS, Statistic
 from pruninglab.store import Store
 from pruninglab.tasks import Task
-from pruninglab.tasks import task as find_task
 from pruninglab.tasks.training import OnStep
 from pruninglab.units import Grouping, Pattern
 
@@ -42,24 +42,24 @@ BASELINES = ("random", "magnitude")
 
 @dataclass(frozen=True)
 class Run:
-    """All that makes one run."""
+    """All that makes one run: no names, but what they stood for, so that it can be sent to another process."""
 
-    task: str | Task
-    criterion: str | Criterion
+    task: Task
+    criterion: Criterion
+    statistics: dict[str, Statistic]
     unit: str | Pattern | Grouping
-    allocation: str | Allocation
-    schedule: str | Schedule
-    recovery: str | Recovery | None
+    allocation: Allocation
+    exclude: tuple[Exclude, ...]
+    schedule: Schedule
+    recovery: Recovery | None
     sparsity: float
     seed: int
     calibration: int
 
     def key(self) -> str:
         """What the result is stored under; the library's own code is part of it."""
-        task: object = self.task
-        if isinstance(task, Task):
-            task = (task.name, task.training, task.load, task.build)
-        return fingerprint((code_version(), torch.__version__, task, *list(vars(self).values())[1:]))
+        task = (self.task.name, self.task.training, self.task.load, self.task.build)  # data are what `load` makes
+        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": task}))
 
 
 def compare(
@@ -71,6 +71,7 @@ def compare(
     allocation: str | Allocation = "global",
     schedule: str | Schedule = "one_shot",
     recovery: str | Recovery | None = None,
+    exclude: Exclude | Iterable[Exclude] = (),
     seeds: int | Iterable[int] = 5,
     calibration: int = 256,
     n_jobs: int = 1,
@@ -86,9 +87,10 @@ def compare(
         allocation: as in `prune`.
         schedule: "one_shot", "iterative", "gradual" or a schedule (`iterative(10)`).
         recovery: None, "finetune", "rewind", "distill" or a recovery (`partial(finetune, steps=200)`).
+        exclude: layers to leave alone, as in `prune`.
         seeds: how many (0, 1, …), or which.
         calibration: how many training samples criteria may look at.
-        n_jobs: how many processes share the work.
+        n_jobs: how many processes share the work; -1 for one on each core.
         cache: whether results are stored, and looked up, so that an interrupted or repeated sweep goes on.
 
     Returns:
@@ -97,42 +99,47 @@ def compare(
         `seconds_recovery` and gradient `steps`. The unpruned network is there as criterion "dense".
 
     Raises:
-        ValueError, TypeError: a wrong name or sparsity, no seed; before anything runs.
+        ValueError, TypeError: a wrong name or number, no seed, or what does not fit together; before anything runs.
     """
     import pandas as pd
 
     chosen = [criteria] if isinstance(criteria, str) or callable(criteria) else list(criteria)
-    chosen += [name for name in BASELINES if name not in chosen and rooms.CRITERIA[name] not in chosen]
-    labels = _labels(chosen)
-    levels = [sparsity] if isinstance(sparsity, (int, float)) else list(sparsity)
+    chosen += [name for name in BASELINES if name not in chosen and CRITERIA[name] not in chosen]
+    functions, labels = [find_criterion(criterion) for criterion in chosen], _labels(chosen)
+    statistics = [{need: STATISTICS[need] for need in needs(f) if need in STATISTICS} for f in functions]
+    home, places = tasks.find(task), allocations.find(allocation)
+    when = resolve("schedule", schedule, SCHEDULES)
+    repair = None if recovery is None else resolve("recovery", recovery, RECOVERIES)
+    left_out = (exclude,) if isinstance(exclude, (str, type, nn.Module)) else tuple(exclude)
+    levels = list(sparsity) if isinstance(sparsity, Iterable) and not isinstance(sparsity, str) else [sparsity]
     shape = units.find(unit)
     if isinstance(shape, Pattern):
         levels = [1 - shape.density]
+        if when is not one_shot:
+            fixed = f"unit {shape.name} fixes sparsity={levels[0]:g}"
+            raise ValueError(f"{fixed}: schedule must be 'one_shot', not {label(schedule)!r}")
     for level in levels:
         check_sparsity(level)
-    which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    levels = [float(level) for level in levels]
+    which = [whole("a seed", seed) for seed in (seeds if isinstance(seeds, Iterable) else range(whole("seeds", seeds)))]
+    if whole("n_jobs", n_jobs) == 0:
+        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
     if not which or not levels:
         raise ValueError(
             f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
         )
-    home = find_task(task) if isinstance(task, str) else task
+    calibration = whole("calibration", calibration)
     home.calibration(calibration)
-    for criterion in chosen:
-        rooms.needs(rooms.find(criterion))
-    allocations.find(allocation)
-    if isinstance(schedule, str):
-        lookup("schedule", schedule, SCHEDULES)
-    if isinstance(recovery, str):
-        lookup("recovery", recovery, RECOVERIES)
+    for level in levels:  # what does not fit together is told by an untrained network
+        prune(home.model(), sparsity=level, unit=unit, allocation=places, exclude=left_out)
 
-    shared = (unit, allocation, schedule, recovery)
+    shared = (unit, places, left_out, when, repair)
     runs = {
-        (seed, level, i): Run(task, criterion, *shared, level, seed, calibration)
-        for seed, level, (i, criterion) in product(which, levels, enumerate(chosen))
+        (seed, level, i): Run(home, functions[i], statistics[i], *shared, level, seed, calibration)
+        for seed, level, i in product(which, levels, range(len(functions)))
     }
-    names = {"task": home.name} | dict(
-        zip(("unit", "allocation", "schedule", "recovery"), map(label, shared), strict=True)
-    )
+    answers = {"unit": unit, "allocation": allocation, "schedule": schedule, "recovery": recovery}
+    names = {"task": home.name} | {column: label(answer) for column, answer in answers.items()}
     rows: dict[Any, dict[str, Any]] = {}
     for seed in which:
         before = home.accuracy(home.trained(seed))
@@ -164,7 +171,7 @@ def _labels(chosen: list[str | Criterion]) -> list[str]:
     found = []
     for criterion in chosen:
         name = label(criterion)
-        built_in = rooms.CRITERIA.get(name)
+        built_in = CRITERIA.get(name)
         theirs = not isinstance(criterion, str) and built_in is not None and built_in is not criterion
         found.append(f"{name} (yours)" if theirs else name)
     if len(set(found)) < len(found):
@@ -182,13 +189,14 @@ def _results(runs: dict[Any, Run], n_jobs: int) -> Iterator[tuple[Any, dict[str,
 
     workers = cpu_count() if n_jobs < 0 else n_jobs
     threads = max(1, cpu_count() // workers)
-    jobs = (delayed(_run_elsewhere)(place, run, threads, os.fspath(cache_dir().parent)) for place, run in runs.items())
+    jobs = (delayed(_run_elsewhere)(place, run, threads, os.fspath(data_dir())) for place, run in runs.items())
     yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
 
 
 def _run_elsewhere(place: Any, run: Run, threads: int, data: str) -> tuple[Any, dict[str, Any]]:
     torch.set_num_threads(threads)
     os.environ["PRUNINGLAB_DATA"] = data
+    STATISTICS.update(run.statistics)
     return place, _run(run)
 
 
@@ -207,10 +215,9 @@ class _Train:
 
 def _run(run: Run) -> dict[str, Any]:
     """Do one run: prune by the schedule, measure, recover, measure."""
-    task = find_task(run.task) if isinstance(run.task, str) else run.task
-    function = rooms.find(run.criterion)
-    model = copy.deepcopy(task.trained(run.seed))
-    initial = task.model(run.seed) if "initial_weight" in rooms.needs(function) else None
+    task = run.task
+    model = task.trained(run.seed)
+    initial = task.model(run.seed) if "initial_weight" in run.statistics else None
     data = task.calibration(run.calibration, run.seed)
     generator = torch.Generator().manual_seed(run.seed)
 
@@ -218,7 +225,7 @@ def _run(run: Run) -> dict[str, Any]:
         return prune(
             model,
             sparsity=sparsity,
-            criterion=function,
+            criterion=run.criterion,
             unit=run.unit,
             allocation=run.allocation,
             data=data,
@@ -226,19 +233,18 @@ def _run(run: Run) -> dict[str, Any]:
             initial=initial,
             within=within,
             seed=generator,
+            exclude=run.exclude,
         )
 
     train = _Train(model, task, run.seed)
-    schedule = lookup("schedule", run.schedule, SCHEDULES) if isinstance(run.schedule, str) else run.schedule
     start = time.perf_counter()
-    masks = schedule(run.sparsity, prune_to, train)
+    masks = run.schedule(run.sparsity, prune_to, train)
     pruned = time.perf_counter()
     row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
     row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}
     steps, began = train.spent, time.perf_counter()
     if run.recovery is not None:
-        recover = lookup("recovery", run.recovery, RECOVERIES) if isinstance(run.recovery, str) else run.recovery
-        steps += recover(model, masks, task, seed=run.seed)
+        steps += run.recovery(model, masks, task, seed=run.seed)
     seconds = time.perf_counter() - began
     return row | {
         "accuracy": task.accuracy(model),

@@ -21,15 +21,23 @@ def data_dir() -> Path:
     """Where data and caches live: `$PRUNINGLAB_DATA`, else `data/` of the checkout, else `~/.cache/pruninglab`."""
     if chosen := os.environ.get("PRUNINGLAB_DATA"):
         return Path(chosen)
-    checkout = PACKAGE.parent / "data"
-    return checkout if checkout.is_dir() else Path.home() / ".cache" / "pruninglab"
+    checkout = PACKAGE.parent
+    return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path.home() / ".cache" / "pruninglab"
 
 
 def cache_dir() -> Path:
     """The folder for what can be made again; delete it at any time."""
-    folder = data_dir() / "cache"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return data_dir() / "cache"
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be written to a folder, which is made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -72,11 +80,11 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {os.fspath(path)!r}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"no file {os.fspath(path)!r}") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a whole safetensors file: {error}") from error
 

@@ -4,6 +4,7 @@ Every room of the house (criteria, units, allocations, tasks, …) lets its answ
 They all come through `lookup`, so a wrong name always gets the same kind of answer: the nearest right one.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -28,6 +29,28 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     return table[name]
 
 
+def resolve(kind: str, answer: str | T, table: Mapping[str, T]) -> T:
+    """The table's function of this name, or the function itself.
+
+    Raises:
+        ValueError: nothing has this name. TypeError: it is neither a name nor a function.
+    """
+    if isinstance(answer, str):
+        return lookup(kind, answer, table)
+    if not callable(answer):
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise TypeError(f"{article} {kind} is a name or a function, not {answer!r}")
+    return answer
+
+
+def whole(kind: str, number: Any) -> int:
+    """A whole number, NumPy's too, as an `int`; a TypeError for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{kind} must be a whole number, not {number!r}") from None
+
+
 def label(answer: Any) -> str:
     """The name under which an answer (a string, a function, a `functools.partial` of one) appears in tables."""
     if answer is None:
@@ -35,7 +58,11 @@ def label(answer: Any) -> str:
     if isinstance(answer, str):
         return answer
     if isinstance(answer, partial):
-        options = [*map(repr, answer.args), *(f"{key}={value!r}" for key, value in answer.keywords.items())]
+        options = [*map(_shown, answer.args), *(f"{key}={_shown(value)}" for key, value in answer.keywords.items())]
         return f"{label(answer.func)}({', '.join(options)})"
     name = getattr(answer, "name", None) or getattr(answer, "__name__", None)
     return str(name).rstrip("_") if name else type(answer).__name__
+
+
+def _shown(option: Any) -> str:
+    return label(option) if callable(option) else repr(option)

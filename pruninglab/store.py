@@ -2,6 +2,7 @@
 
 Each row is written as soon as it is known, so an interrupted sweep goes on where it stopped, and several processes may
 write at once. A file or row that is broken is thrown away with a warning: everything in here can be made again.
+Where nothing can be written nothing is stored, with a warning.
 """
 
 import json
@@ -18,17 +19,21 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._connection = self._open()
-        except sqlite3.OperationalError:  # locked, or no room: that is no reason to throw it away
-            raise
-        except sqlite3.DatabaseError as error:
-            warnings.warn(f"the results file {path.name} is broken and is started anew ({error})", stacklevel=3)
-            path.unlink()
-            self._connection = self._open()
+        self._connection = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection | None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self._connect()
+        except (OSError, sqlite3.OperationalError) as error:  # locked, or no room: no reason to throw the file away
+            self._warn(error)
+            return None
+        except sqlite3.DatabaseError as error:
+            warnings.warn(f"the results file {self.path.name} is broken and is started anew ({error})", stacklevel=4)
+            self.path.unlink(missing_ok=True)
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         try:
             connection.execute("CREATE TABLE IF NOT EXISTS runs (key TEXT PRIMARY KEY, row TEXT NOT NULL)")
@@ -38,18 +43,34 @@ class Store:
             raise
         return connection
 
+    def _warn(self, error: Exception) -> None:
+        warnings.warn(f"results cannot be stored in {self.path} ({error}); set PRUNINGLAB_DATA", stacklevel=5)
+
+    def _do(self, command: str, *values: str) -> Any:
+        """Carry out a command; where the file was deleted or damaged meanwhile, once more in a new one."""
+        for last in (False, True):
+            if self._connection is None:
+                return None
+            try:
+                return self._connection.execute(command, values).fetchone()
+            except sqlite3.DatabaseError as error:
+                self._connection.close()
+                self._connection = None if last else self._open()
+                if last:
+                    self._warn(error)
+        return None
+
     def __getitem__(self, key: str) -> Row | None:
-        found = self._connection.execute("SELECT row FROM runs WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            return None
+        found = self._do("SELECT row FROM runs WHERE key = ?", key)
         try:
-            return json.loads(found[0])
+            return json.loads(found[0]) if found else None
         except json.JSONDecodeError:
             warnings.warn(f"a broken result in {self.path.name} is made again", stacklevel=2)
             return None
 
     def __setitem__(self, key: str, row: Row) -> None:
-        self._connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (key, json.dumps(row)))
+        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?)", key, json.dumps(row))
 
     def close(self) -> None:
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()

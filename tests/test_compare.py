@@ -4,24 +4,31 @@ import copy
 import importlib
 import math
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import types
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from helpers import blobs, make_task
 
-from pruninglab import compare, criterion, prune
+from pruninglab import compare, criterion, prune, statistic, task
 from pruninglab.allocation import global_
 from pruninglab.criteria import magnitude
 from pruninglab.fingerprint import fingerprint
+from pruninglab.layers import like_weight
+from pruninglab.naming import label
 from pruninglab.recovery import finetune
-from pruninglab.schedules import iterative
+from pruninglab.schedules import gradual, iterative
+from pruninglab.statistics import STATISTICS
 from pruninglab.store import Store
-from pruninglab.units import nm
+from pruninglab.tasks import TASKS
+from pruninglab.units import block, nm
 
 module = importlib.import_module("pruninglab.compare")  # the name in the package is the function's
 
@@ -132,10 +139,11 @@ def test_an_nm_unit_brings_its_own_sparsity(tiny):
     assert set(table["unit"]) == {"1:4"}
 
 
-@pytest.mark.parametrize("schedule", ["iterative", "gradual"])
-def test_an_nm_unit_has_no_steps_on_the_way(schedule):
-    with pytest.raises(ValueError, match=r"unit 2:4 fixes sparsity=0\.5"):
-        compare(task=make_task(steps=100), unit=nm(2, 4, remainder="dense"), schedule=schedule, seeds=1)
+def test_layers_can_be_left_out(runs):
+    table = compare(task="digits-cnn", unit="2:4", exclude="conv1", seeds=1)
+    assert (table[table["criterion"] != "dense"]["achieved"] == 0.5).all()
+    compare(task="digits-cnn", unit="2:4", exclude=["conv1", "fc2"], seeds=1)
+    assert len(runs) == 4, "what is left out is part of the key"
 
 
 def test_rows_and_other_allocations(tiny):
@@ -197,6 +205,19 @@ def test_two_criteria_of_one_name(tiny):
         compare([make(1), make(-1)], task=tiny, seeds=1)
 
 
+def test_labels_show_functions_by_their_names():
+    assert label(partial(finetune, steps=3, how=partial(magnitude, a="x"))) == "finetune(steps=3, how=magnitude(a='x'))"
+
+
+def test_numpys_numbers_are_numbers(tiny, runs):
+    plain = compare(task=tiny, sparsity=[0.5, 0.75], seeds=2, calibration=40)
+    for seeds in (np.int64(2), np.arange(2), torch.arange(2)):
+        table = compare(task=tiny, sparsity=np.array([0.5, 0.75]), seeds=seeds, calibration=np.int32(40))
+        pd.testing.assert_frame_equal(plain, table)
+    compare(task=tiny, sparsity=np.float32(0.5), seeds=np.int64(2), calibration=40)
+    assert len(runs) == 8
+
+
 # ── errors come before any run ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -207,7 +228,21 @@ def test_two_criteria_of_one_name(tiny):
         ({"criteria": lambda weight, gard: weight}, ValueError, "'gard'"),
         ({"criteria": [3]}, TypeError, "a criterion is a name or a function"),
         ({"task": "digits"}, ValueError, "unknown task"),
+        ({"task": 3}, TypeError, "a task is a name or a Task, not 3"),
         ({"unit": "rwo"}, ValueError, "unknown unit"),
+        ({"unit": "2:4", "schedule": "gradual"}, ValueError, r"2:4 fixes sparsity=0\.5: .*'one_shot', not 'gradual'"),
+        ({"unit": "2:4", "schedule": iterative(3)}, ValueError, r"not 'iterative\(3\)'"),
+        ({"unit": "2:5"}, ValueError, "2:5 does not fit layer"),
+        ({"allocation": partial(global_, min_keep=100)}, ValueError, "min_keep"),
+        ({"exclude": "conv9"}, ValueError, "matches no layer"),
+        ({"schedule": 3}, TypeError, "a schedule is a name or a function, not 3"),
+        ({"recovery": 3}, TypeError, "a recovery is a name or a function, not 3"),
+        ({"n_jobs": 0}, ValueError, "n_jobs"),
+        ({"n_jobs": 1.5}, TypeError, "n_jobs must be a whole number"),
+        ({"seeds": 2.0}, TypeError, "seeds must be a whole number"),
+        ({"seeds": ["0"]}, TypeError, "a seed must be a whole number, not '0'"),
+        ({"sparsity": "0.5"}, TypeError, "must be a number in .*, not '0.5'"),
+        ({"calibration": 0}, ValueError, "1 to 320 training samples"),
         ({"allocation": "globl"}, ValueError, "unknown allocation"),
         ({"schedule": "oneshot"}, ValueError, "unknown schedule.*Did you mean 'one_shot'"),
         ({"recovery": "fine-tune"}, ValueError, "unknown recovery.*Did you mean 'finetune'"),
@@ -287,12 +322,57 @@ def test_a_changed_criterion_is_run_again(tiny, runs):
     assert up.loc["mine", "accuracy"] > down.loc["mine", "accuracy"]
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_what_is_registered_is_what_runs(tiny, n_jobs, monkeypatch):
+    """By name: a criterion, the statistic it asks for, a task, each changed in turn; in other processes too."""
+
+    def found(sign=1, power=1, seed=0):
+        @statistic
+        def inputs_to(inputs, layer):
+            return like_weight(layer, inputs.abs().sum((1, 2))) ** power
+
+        @criterion
+        def mine(weight, inputs_to):
+            return sign * weight.abs() * inputs_to
+
+        monkeypatch.setitem(TASKS, "mine", make_task("mine", splits=blobs(seed)))
+        table = compare("mine", task="mine", sparsity=[0.7, 0.8], seeds=1, n_jobs=n_jobs).set_index("criterion")
+        model = task("mine").trained()
+        prune(model, sparsity=0.8, criterion=mine, data=task("mine").calibration())
+        assert table.loc["mine", "accuracy"].iloc[1] == task("mine").accuracy(model)
+        return table.loc["mine", "accuracy"].tolist()
+
+    results = [found(), found(sign=-1), found(power=-4), found(seed=1)]
+    assert all(result != results[0] for result in results[1:])
+
+
+def test_a_built_in_task_is_sent_by_name():
+    import pickle
+
+    home = task("digits-mlp")
+    assert pickle.loads(pickle.dumps(home)) is home
+    assert len(pickle.dumps(home)) < 200
+
+
+def test_schedules_and_units_with_other_settings_have_other_keys():
+    for one, other in (
+        (iterative(3), iterative(4)),
+        (gradual(every=10), gradual(every=20)),
+        (nm(2, 4), nm(2, 4, remainder="dense")),
+        (block(2, 4), block(2, 8)),
+        (STATISTICS["grad"], STATISTICS["fisher"]),
+    ):
+        assert fingerprint(one) != fingerprint(other)
+    for make in (lambda: iterative(3), lambda: gradual(every=10), lambda: nm(2, 4), lambda: block(2, 4)):
+        assert fingerprint(make()) == fingerprint(make())
+
+
 def test_an_interrupted_sweep_goes_on(tiny, runs, monkeypatch):
     true, calls = module.prune, []
 
     def interrupted(*args, **options):
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 3 + 6:  # the three levels are tried on an untrained network first
             raise KeyboardInterrupt
         return true(*args, **options)
 
@@ -377,10 +457,52 @@ def test_a_busy_store_is_not_thrown_away(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: true(*args, **(options | {"timeout": 0.01})))
     holder = true(path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        Store(path)
+    with pytest.warns(UserWarning, match="cannot be stored in .*locked.*PRUNINGLAB_DATA"):
+        store = Store(path)
+    store["a"] = {"x": 2}
+    assert store["a"] is None, "nothing is stored"
     holder.execute("ROLLBACK")
     assert Store(path)["a"] == {"x": 1}
+
+
+def test_a_store_that_is_deleted_meanwhile_is_made_anew(tmp_path):
+    path = tmp_path / "folder" / "runs.sqlite"
+    store = Store(path)
+    store["a"] = {"x": 1}
+    shutil.rmtree(path.parent)
+    store["b"] = {"x": 2}
+    assert Store(path)["b"] == store["b"] == {"x": 2}
+
+
+def test_a_store_that_cannot_be_made_anew_is_given_up_with_one_warning(tmp_path):
+    path = tmp_path / "folder" / "runs.sqlite"
+    store = Store(path)
+    shutil.rmtree(path.parent)
+    path.parent.write_text("a file where the folder was")
+    with pytest.warns(UserWarning, match="cannot be stored in .*PRUNINGLAB_DATA") as told:
+        store["a"] = {"x": 1}
+    assert len(told) == 1
+    store["b"] = {"x": 2}
+    assert store["a"] is None
+    store.close()
+
+
+def test_the_cache_deleted_during_a_sweep(tiny, data_folder):
+    def careless(weight):
+        shutil.rmtree(data_folder / "cache", ignore_errors=True)
+        return weight.abs()
+
+    table = compare(careless, task=tiny, sparsity=[0.5, 0.9], seeds=1)
+    assert len(table) == 7
+
+
+def test_no_folder_to_write_to(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PRUNINGLAB_DATA", str(tmp_path / "file" / "data"))
+    for cache in (True, False):
+        with pytest.warns(UserWarning, match="set PRUNINGLAB_DATA"):
+            table = compare(task=tiny, sparsity=0.5, seeds=1, cache=cache)
+        assert len(table) == 3
 
 
 def test_compare_survives_a_broken_store(tiny, runs, data_folder):
@@ -517,6 +639,44 @@ def test_a_fingerprint_sees_the_code_of_a_class():
     assert fingerprint(one()) == fingerprint(defined(source.format(1), "C")())
     assert fingerprint(defined(source.format(1))) != fingerprint(defined(source.format(2)))
     assert fingerprint(defined(source.format(1), "D")()) != fingerprint(defined(source.format(2), "D")())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "factor = {0}\n    def __call__(self, w):\n        return w * self.factor",
+        "__call__ = staticmethod(lambda w: w * {0})",
+        "@classmethod\n    def make(cls, w):\n        return w * {0}",
+        "@property\n    def factor(self):\n        return {0}",
+        "inner = type('Inner', (), dict(factor={0}))",
+    ],
+)
+def test_a_fingerprint_sees_all_of_a_class(body):
+    source = "class C:\n    " + body
+    one, other = (defined(source.format(n), "C") for n in (1, 2))
+    assert fingerprint(one) == fingerprint(defined(source.format(1), "C")) != fingerprint(other)
+    assert fingerprint(one()) != fingerprint(other())
+
+
+def test_a_fingerprint_of_a_data_class_is_its_settings():
+    source = "from dataclasses import dataclass, field\n@dataclass\nclass C:\n    f: object = print\n"
+    source += "    n: list = field(default_factory=list)\n    def __call__(self, w):\n        return self.f(w)"
+    C = defined(source, "C")
+    assert fingerprint(C(closure(1))) == fingerprint(defined(source, "C")(closure(1))) != fingerprint(C(closure(2)))
+
+
+def test_a_fingerprint_sees_helpers_in_a_module_of_ones_own():
+    def using(source):
+        helpers = types.ModuleType("my_helpers")
+        exec(source, vars(helpers))
+        helpers.itself = helpers
+        f = defined("def f(weight):\n    return m.itself.h(weight)", m=helpers)
+        return fingerprint(f), fingerprint(defined("def g(m):\n    return lambda w: m.h(w)", "g")(helpers))
+
+    source = "def inner(w):\n    return w * {0}\ndef h(w):\n    return inner(w)\nunused = {1}"
+    assert using(source.format(1, 1)) == using(source.format(1, 2))
+    for one, other in zip(using(source.format(1, 1)), using(source.format(2, 1)), strict=True):
+        assert one != other
 
 
 def test_an_object_without_a_name_of_its_own_has_the_same_fingerprint_every_time():

@@ -5,14 +5,16 @@ import itertools
 import subprocess
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import blobs, make_task
 from torch import nn
 
-from pruninglab import Masks, prune, task
+from pruninglab import Masks, files, prune, task
 from pruninglab.tasks import TASKS, Training, data, models
 from pruninglab.tasks.training import augmented, batch_index, evaluating, train
 
@@ -493,6 +495,53 @@ def test_a_corrupt_cache_file_is_made_again_with_a_warning(data_folder, damage):
         again = task.trained()
     assert states_equal(again, expected)
     assert path.read_bytes() == whole
+
+
+def test_a_network_that_cannot_be_cached_is_trained_all_the_same(data_folder, monkeypatch):
+    expected = make_task().trained()
+    (data_folder / "file").write_text("")
+    monkeypatch.setenv("PRUNINGLAB_DATA", str(data_folder / "file" / "data"))
+    with pytest.warns(UserWarning, match="could not be cached in .*; set PRUNINGLAB_DATA") as told:
+        model = make_task().trained()
+    assert len(told) == 1
+    assert states_equal(model, expected)
+
+
+def test_two_processes_that_train_the_same(data_folder, saving, monkeypatch):
+    """The other one is done first, and its checkpoint vanishes between looking and loading."""
+    import pruninglab.tasks.training as module
+
+    expected = make_task().trained()
+    (path,) = (data_folder / "cache" / "models").iterdir()
+    path.unlink()
+    partial, true = path.with_suffix(".partial"), module.load_tensors
+    partial.write_bytes(b"of the other process")
+    monkeypatch.setattr(module, "load_tensors", lambda place: partial.unlink() or true(place))
+    assert states_equal(make_task().trained(), expected)
+
+
+def test_numpys_seeds_are_seeds(data_folder, monkeypatch):
+    calls, tiny = spy_on_training(monkeypatch), make_task()
+    one, other = tiny.trained(1), tiny.trained(np.int64(1))
+    assert len(calls) == 1
+    assert states_equal(one, other)
+    assert states_equal(tiny.model(2), tiny.model(np.int32(2)))
+    tiny.train(one, seed=np.int64(3), steps=2)
+    tiny.train(other, seed=3, steps=2)
+    assert states_equal(one, other)
+    assert torch.equal(tiny.calibration(np.int64(9), np.int64(1))[0], tiny.calibration(9, 1)[0])
+    for wrong in (0.5, "0", None):
+        with pytest.raises(TypeError, match="seed must be a whole number, not"):
+            tiny.trained(wrong)
+
+
+def test_the_data_folder_of_an_installed_package_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.delenv("PRUNINGLAB_DATA")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "pruninglab")
+    assert files.data_dir() == Path.home() / ".cache" / "pruninglab"
+    (tmp_path / "pyproject.toml").write_text("")
+    assert files.data_dir() == tmp_path / "data"
 
 
 def test_changing_a_trained_network_does_not_change_the_cache(data_folder):

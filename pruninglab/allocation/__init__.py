@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from pruninglab.allocation.simple import BudgetError, erk, global_, lamp, uniform
 from pruninglab.criteria import Scores
-from pruninglab.naming import lookup
+from pruninglab.naming import resolve
 
 Places = Mapping[str, int] | Mapping[tuple[str, ...], int]
 Allocation = Callable[..., Places]
@@ -23,11 +23,7 @@ def find(answer: str | Allocation) -> Allocation:
     Raises:
         ValueError: no allocation has this name. TypeError: it is neither a name nor a function.
     """
-    if isinstance(answer, str):
-        return lookup("allocation", answer, ALLOCATIONS)
-    if not callable(answer):
-        raise TypeError(f"an allocation is a name or a function, not {answer!r}")
-    return answer
+    return resolve("allocation", answer, ALLOCATIONS)
 
 
 def allocate(answer: str | Allocation, scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pruninglab.naming import label, lookup, unknown
+from pruninglab.naming import label, resolve, unknown
 from pruninglab.statistics import STATISTICS
 
 Criterion = Callable[..., Tensor]
@@ -57,11 +57,7 @@ def find(answer: str | Criterion) -> Criterion:
     Raises:
         ValueError: no criterion has this name. TypeError: it is neither a name nor a function.
     """
-    if isinstance(answer, str):
-        return lookup("criterion", answer, CRITERIA)
-    if not callable(answer):
-        raise TypeError(f"a criterion is a name or a function, not {answer!r}")
-    return answer
+    return resolve("criterion", answer, CRITERIA)
 
 
 def needs(function: Criterion) -> tuple[str, ...]:

@@ -9,17 +9,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruninglab.files import cache_dir, code_version, digest, load_tensors, save_tensors
-from pruninglab.naming import lookup
+from pruninglab.files import cache_dir, code_version, digest, load_tensors, save_tensors, writable
+from pruninglab.naming import lookup, whole
 from pruninglab.tasks import data, models
 from pruninglab.tasks.data import Splits
-from pruninglab.tasks.training import Enforceable, Objective, OnStep, Training, cross_entropy, evaluating, train
+from pruninglab.tasks.training import Training, evaluating, train
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Task:
     def model(self, seed: int = 0) -> nn.Module:
         """A new, untrained network; the same seed gives the same weights, and no other randomness is touched."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(whole("seed", seed))
             return self.build().eval()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Task:
         x, y = self.data["train"]
         if not 1 <= n <= len(x):
             raise ValueError(f"calibration(n) draws 1 to {len(x)} training samples, not {n}")
-        index = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
+        index = torch.randperm(len(x), generator=torch.Generator().manual_seed(whole("seed", seed)))[: whole("n", n)]
         return x[index], y[index]
 
     def train(
@@ -84,39 +84,22 @@ class Task:
         seed: int = 0,
         steps: int | None = None,
         lr: float | None = None,
-        masks: Enforceable | None = None,
-        objective: Objective = cross_entropy,
-        on_step: OnStep | None = None,
-        start: int = 0,
-        stop: int | None = None,
-        checkpoint: Path | None = None,
-        label: str = "training",
+        **options: Any,
     ) -> list[float]:
         """Train a model in place with this task's recipe, or with other `steps` or another `lr`.
 
-        See `training.train` for the arguments. Returns the loss of each step.
+        The other options are those of `training.train`. Returns the loss of each step.
         """
         given = {name: value for name, value in (("steps", steps), ("lr", lr)) if value is not None}
         how = replace(self.training, **given)  # type: ignore[arg-type]
-        return train(
-            model,
-            self.data["train"],
-            how,
-            seed=seed,
-            masks=masks,
-            objective=objective,
-            on_step=on_step,
-            start=start,
-            stop=stop,
-            checkpoint=checkpoint,
-            label=label,
-        )
+        return train(model, self.data["train"], how, seed=whole("seed", seed), **options)
 
     def trained(self, seed: int = 0, *, until: float = 1.0) -> nn.Module:
         """A network trained by the recipe, from the cache if it has been trained before.
 
         The cache's key holds all that makes the result: data, recipe, seed, initial weights, the code of this folder
         and torch's version. A file that is broken is made again, with a warning. Interrupted training goes on later.
+        Where nothing can be written, the network is trained each time, with a warning.
 
         Args:
             seed: of the initial weights and of the order of the data.
@@ -127,6 +110,7 @@ class Task:
         """
         if not 0 <= until <= 1:
             raise ValueError(f"until is a fraction of training, in [0, 1], not {until}")
+        seed = whole("seed", seed)
         model = self.model(seed)
         stop = round(until * self.training.steps)
         if stop == 0:
@@ -142,20 +126,27 @@ class Task:
             *model.state_dict().values(),
         )
         path = cache_dir() / "models" / f"{self.name}-seed{seed}-{key}.safetensors"
-        if path.exists():
-            try:
-                model.load_state_dict(load_tensors(path)[0])
-            except (ValueError, RuntimeError) as error:
-                warnings.warn(f"the cached network {path.name} is broken and is made again ({error})", stacklevel=2)
-                path.unlink()
-                model = self.model(seed)
-            else:
-                return model
-        partial = path.with_suffix(".partial")
+        try:
+            model.load_state_dict(load_tensors(path)[0])
+            return model
+        except FileNotFoundError:
+            pass
+        except (ValueError, RuntimeError) as error:
+            warnings.warn(f"the cached network {path.name} is broken and is made again ({error})", stacklevel=2)
+            model = self.model(seed)
+        partial = path.with_suffix(".partial") if writable(path.parent) else None
         self.train(model, seed=seed, stop=stop, checkpoint=partial, label=f"training {self.name}, seed {seed}")
-        save_tensors(path, model.state_dict())
-        partial.unlink(missing_ok=True)
+        if partial is None:
+            why = f"network {path.name} could not be cached in {path.parent}; set PRUNINGLAB_DATA to another folder"
+            warnings.warn(why, stacklevel=2)
+        else:
+            save_tensors(path, model.state_dict())
+            partial.unlink(missing_ok=True)
         return model
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A built-in task is sent to other processes by its name, so that each of them loads its data only once."""
+        return (task, (self.name,)) if BUILT_IN.get(self.name) is self else super().__reduce_ex__(protocol)
 
 
 TASKS = {
@@ -180,6 +171,18 @@ TASKS = {
         ),
     )
 }
+BUILT_IN = dict(TASKS)
+
+
+def find(answer: str | Task) -> Task:
+    """The task of this name, or the task itself.
+
+    Raises:
+        ValueError: no task has this name. TypeError: it is neither a name nor a task.
+    """
+    if not isinstance(answer, (str, Task)):
+        raise TypeError(f"a task is a name or a Task, not {answer!r}")
+    return task(answer) if isinstance(answer, str) else answer
 
 
 def task(name: str) -> Task:
@@ -191,4 +194,4 @@ def task(name: str) -> Task:
     return lookup("task", name, TASKS)
 
 
-__all__ = ["TASKS", "Task", "Training", "task", "train"]
+__all__ = ["TASKS", "Task", "Training", "find", "task", "train"]

@@ -184,8 +184,8 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, star
         state = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
         model.load_state_dict(state)
         done = int(metadata["done"])
-    except (ValueError, KeyError, RuntimeError):
-        path.unlink()
+    except (ValueError, KeyError, RuntimeError, FileNotFoundError):  # another process may have finished and removed it
+        path.unlink(missing_ok=True)
         return start
     parameters = dict(model.named_parameters())
     for place, value in tensors.items():
