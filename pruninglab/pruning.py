@@ -16,7 +16,7 @@ from pruninglab import allocation as allocations
 from pruninglab import criteria, units
 from pruninglab.allocation.threshold import top_masks
 from pruninglab.criteria import Scores
-from pruninglab.layers import Exclude, Layer, prunable
+from pruninglab.layers import Exclude, Layer, entries, prunable, warn_of_unprunable
 from pruninglab.masks import Masks
 from pruninglab.naming import label
 from pruninglab.statistics import Data, Loss, collect
@@ -64,9 +64,10 @@ def prune(
         TypeError: an argument of the wrong kind.
     """
     function, shape = criteria.find(criterion), units.find(unit)
-    exclude = exclude if isinstance(exclude, (str, type, nn.Module)) else tuple(exclude)  # it is read more than once
+    exclude = entries(exclude)  # it is read more than once
     allocations.find(allocation)
     layers = prunable(model, exclude)
+    warn_of_unprunable(model, exclude)
     keep = _budget(model, layers, sparsity, params, shape)
     scores = _scores(model, layers, function, data, loss, initial, seed, exclude)
     left = {name: layer.numel() for name, layer in scores.items()}

@@ -203,6 +203,8 @@ def _(f: Function) -> None:
     assert kept == 10, (
         f"20 equal weights at sparsity 0.5: {kept} kept, not 10. A threshold alone cannot tell them apart"
     )
+    first = bool(f(torch.ones(40, 50), 0.5).flatten()[:1000].all())
+    assert first, "of equal weights the first ones are to be kept; argsort(stable=True) keeps their order"
 
 
 @magnitude_mask.holds("it works for a convolution's weight, and for one that is not contiguous")

@@ -154,7 +154,8 @@ def draw_scores(before: Tensor, after: Tensor, images: Tensor, labels: Sequence[
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
         mark = ["" if int(answer) == label else " ✗" for answer in (a, b)]
-        ax.set_xlabel(f"dense: {int(a)}{mark[0]}\npruned: {int(b)}{mark[1]}", fontsize=9)
+        truth = f"\nis a {label}" if any(mark) else ""
+        ax.set_xlabel(f"dense: {int(a)}{mark[0]}\npruned: {int(b)}{mark[1]}{truth}", fontsize=9)
         ax.xaxis.label.set_color(ORANGE if any(mark) else GREY)
     return Picture(figure, alt)
 

@@ -54,7 +54,7 @@ def chapter_map() -> str:
 def results() -> str:
     """Accuracy of the built-in criteria on the digits, mean ± standard deviation over five seeds, as Markdown."""
     table = compare(CRITERIA, task="digits-mlp", sparsity=SPARSITIES, seeds=5)
-    shown = means(table[table["criterion"] != "dense"]).sort_values(by="accuracy, %, 0.9 removed", ascending=False)
+    shown = means(table[table["criterion"] != "dense"]).sort_values(by="accuracy, %: 0.9 removed", ascending=False)
     rows = ["| " + " | ".join(["criterion", *shown.columns]) + " |", "| --- |" + " --- |" * len(SPARSITIES)]
     rows += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in zip(shown.index, shown.values, strict=True)]
     dense = 100 * table[table["criterion"] == "dense"]["accuracy"]

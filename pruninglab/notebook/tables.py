@@ -56,5 +56,8 @@ def means(table: "pd.DataFrame", *y: str, by: str | list[str] = "criterion") -> 
     import pandas as pd
 
     wide = pd.DataFrame(pd.DataFrame(cells, index=stats.index).unstack("sparsity").fillna(""))
-    wide.columns = [f"{str(c[0]).replace('_', ' ')}, %, {c[1]:g} removed" for c in wide.columns.to_flat_index()]
+    wide.columns = [
+        f"{str(name).replace('_', ' ')}, %: {f'{level:.4g} removed' if level else 'dense'}"
+        for name, level in wide.columns.to_flat_index()
+    ]
     return wide

@@ -46,7 +46,7 @@ def test_means_are_mean_and_sample_deviation_in_percent():
     shown = means(table())
     values = [90.0 - 9 + seed for seed in (0, 1, 2)]
     expected = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-    assert shown.loc["mine", "accuracy, %, 0.9 removed"] == expected
-    assert shown.loc["random", "accuracy, %, 0 removed"] == ""
-    assert means(table(seeds=(0,))).loc["mine", "accuracy, %, 0.5 removed"] == "85.0"
-    assert "accuracy before, %, 0.5 removed" in means(table(), "accuracy", "accuracy_before")
+    assert shown.loc["mine", "accuracy, %: 0.9 removed"] == expected
+    assert shown.loc["random", "accuracy, %: dense"] == ""
+    assert means(table(seeds=(0,))).loc["mine", "accuracy, %: 0.5 removed"] == "85.0"
+    assert "accuracy before, %: 0.5 removed" in means(table(), "accuracy", "accuracy_before")

@@ -63,3 +63,12 @@ def right(weight, sparsity):
     mask = torch.zeros(n, dtype=torch.bool)
     mask[order[: int(n * (1 - sparsity) + 0.5)]] = True
     return mask.view(weight.shape)
+
+
+def wrong_10(weight, sparsity):
+    """Of equal weights it keeps whichever the sort happens to put first: here the last ones."""
+    n = weight.numel()
+    order = weight.abs().flatten().flip(0).argsort(descending=True, stable=True)
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[n - 1 - order[: int(n * (1 - sparsity) + 0.5)]] = True
+    return mask.view(weight.shape)
