@@ -74,7 +74,7 @@ def effective_sparsity(model: nn.Module, example_input: Tensor) -> float:
     in which every weight that is not zero is 1, biases are gone and norms let everything through: forwards tells what
     reaches a weight, backwards what leaves it. That is exact for networks of linear layers and convolutions, norms,
     ReLU and its kin, pooling, addition and concatenation, whatever squashing function (softmax, tanh, …) they end in.
-    It is not for gates and attention, where a signal that is gone multiplies another, nor where signals are subtracted.
+    It is not for gates, attention and division, where signals multiply, nor where they are subtracted.
 
     Args:
         model: any module.

@@ -57,7 +57,7 @@ def means(table: "pd.DataFrame", *y: str, by: str | list[str] = "criterion") -> 
 
     wide = pd.DataFrame(pd.DataFrame(cells, index=stats.index).unstack("sparsity").fillna(""))
     wide.columns = [
-        f"{str(name).replace('_', ' ')}, %: {f'{level:.4g} removed' if level else 'dense'}"
-        for name, level in wide.columns.to_flat_index()
+        f"{str(column[0]).replace('_', ' ')}, %: {f'{column[1]:.4g} removed' if column[1] else 'dense'}"
+        for column in wide.columns.to_flat_index()
     ]
     return wide
