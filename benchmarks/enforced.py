@@ -85,6 +85,7 @@ def main() -> None:
     for title, make, batch in (
         ("MLP, 4 × 1024², 32", mlp, 32),
         ("MLP, 4 × 1024², 128", mlp, 128),
+        ("MLP, 4 × 1024², 256", mlp, 256),
         ("resnet18, 32 × 32 images, 32", resnet18, 32),
     ):
         dense, masked = compare(make, batch, options.rounds, options.steps)
