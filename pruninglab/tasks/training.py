@@ -34,7 +34,7 @@ class Enforceable(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained. The default decays weights: that, more than any criterion, makes it prunable."""
+    """How a network is trained, which decides more than any criterion how far it can be pruned (chapter 2)."""
 
     steps: int = 800
     batch: int = 64
