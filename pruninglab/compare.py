@@ -21,7 +21,7 @@ from pruninglab.criteria import CRITERIA, Criterion, needs
 from pruninglab.criteria import find as find_criterion
 from pruninglab.files import cache_dir, code_version, data_dir
 from pruninglab.fingerprint import fingerprint
-from pruninglab.layers import Exclude
+from pruninglab.layers import Exclude, entries
 from pruninglab.masks import Masks
 from pruninglab.naming import label, resolve, whole
 from pruninglab.progress import progress
@@ -110,7 +110,7 @@ def compare(
     home, places = tasks.find(task), allocations.find(allocation)
     when = resolve("schedule", schedule, SCHEDULES)
     repair = None if recovery is None else resolve("recovery", recovery, RECOVERIES)
-    left_out = (exclude,) if isinstance(exclude, (str, type, nn.Module)) else tuple(exclude)
+    left_out = entries(exclude)
     levels = list(sparsity) if isinstance(sparsity, Iterable) and not isinstance(sparsity, str) else [sparsity]
     shape = units.find(unit)
     if isinstance(shape, Pattern):

@@ -20,7 +20,7 @@ from pruninglab.files import load_tensors, save_tensors
 from pruninglab.layers import Exclude, prunable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
 
@@ -83,7 +83,7 @@ class Masks(Mapping[str, Tensor]):
         """Keep what either keeps."""
         return self._joined(other, torch.logical_or)
 
-    def _joined(self, other: "Masks", join) -> "Masks":  # type: ignore[no-untyped-def]
+    def _joined(self, other: "Masks", join: "Callable[[Tensor, Tensor], Tensor]") -> "Masks":
         if not isinstance(other, Masks):
             return NotImplemented
         _raise_differences("the two masks", self, {name: mask.shape for name, mask in other.items()})

@@ -23,11 +23,6 @@ _UP, _DOWN = np.arange(_DIGITS), np.arange(_DIGITS)[::-1]
 _LEADING = np.concatenate([_DOWN[_DIGITS // 2 :], _UP[_DIGITS // 2 :]])
 
 
-def kth_highest(scores: Mapping[str, Scores], k: int) -> float:
-    """The k-th highest of all scores together (k from 1 to their number)."""
-    return _edge(scores, k)[0]
-
-
 def count_above(scores: Mapping[str, Scores], threshold: float) -> dict[str, int]:
     """How many scores of each layer are strictly above a threshold."""
     counts = dict.fromkeys(scores, 0)
