@@ -58,7 +58,7 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
             "with a weight of its own"
         )
     for entry in exclude:
-        hit = [name for name, layer in found.items() if any(_matches(entry, *who) for who in owners[id(layer.weight)])]
+        hit = [name for name, layer in found.items() if any(matches(entry, *who) for who in owners[id(layer.weight)])]
         if not hit and not _matches_elsewhere(entry, model):
             raise ValueError(f"exclude={entry!r} matches no layer. Prunable here: {', '.join(found)}")
         for name in hit:
@@ -96,7 +96,7 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
     }
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(name, recurse=False):
-            if (own.endswith("weight") and isinstance(module, known)) or any(_matches(e, own, module) for e in exclude):
+            if (own.endswith("weight") and isinstance(module, known)) or any(matches(e, own, module) for e in exclude):
                 left.pop(id(parameter), None)
     names, sizes = [name for name, _ in left.values()], [size for _, size in left.values()]
     if sum(sizes) > total / 10:
@@ -108,7 +108,7 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
         )
 
 
-def _matches(entry: Exclude, name: str, module: nn.Module) -> bool:
+def matches(entry: Exclude, name: str, module: nn.Module) -> bool:
     if isinstance(entry, str):  # the name of the parameter, of its module, or of a module around that
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[:end]), entry) for end in range(len(parts) + 1))
@@ -121,7 +121,7 @@ def _matches_elsewhere(entry: Exclude, model: nn.Module) -> bool:
     """Whether `entry` names something that is there but was already out (excluded before, or never prunable)."""
     matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     return (isinstance(entry, str) and any(fnmatchcase(name, entry) for name in matrices)) or any(
-        _matches(entry, f"{name}.weight", module) for name, module in model.named_modules()
+        matches(entry, f"{name}.weight", module) for name, module in model.named_modules()
     )
 
 

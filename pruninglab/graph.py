@@ -1,0 +1,343 @@
+"""Which channels are tied together: `channel_groups`, and the graph that it reads them from.
+
+A *channel* here is one colour of `colours.Colouring`: all the places (rows of one layer, columns of the next, entries
+of norms) that hold the same thing and must go together. Channels lie in *families*: those of one layer's output, with
+whatever must shrink by the same fraction (the groups of a grouped convolution, attention's heads and the stream that
+they read). A family goes in *slots*, each the least that can be removed without breaking it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruninglab.colours import Colouring, along, colours_of
+from pruninglab.layers import Exclude, entries, matches
+from pruninglab.tasks.training import evaluating
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+class GraphError(ValueError):
+    """A network, or an operation in it, that cannot be followed."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part of a parameter that belongs to a channel: `parameter.index_select(dimension, indices)`.
+
+    For a grouped convolution's inputs, only in the rows `within` (elsewhere the indices mean another channel).
+    """
+
+    parameter: str
+    dimension: int
+    indices: tuple[int, ...]
+    within: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        places = ", ".join(map(str, self.indices[:3])) + (", …" if len(self.indices) > 3 else "")
+        return f"{self.parameter}[{':, ' * self.dimension}{places}]"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that must go together: all that is left of one colour.
+
+    Attributes:
+        family: which family of interchangeable channels it is in.
+        members: where in the parameters (and buffers) it lies.
+        kept_because: why it cannot be removed; empty if it can.
+    """
+
+    family: int
+    members: tuple[Member, ...]
+    kept_because: str = ""
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.members))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Channels that shrink together.
+
+    Attributes:
+        layers: the parameters at whose outputs these channels begin.
+        cells: channels that stand for each other; each cell loses the same fraction.
+        slots: into how many steps that fraction is divided.
+        multiple: the width of a layer changes by this many channels with each slot.
+    """
+
+    layers: tuple[str, ...]
+    cells: tuple[Tensor, ...]
+    slots: int
+    multiple: int
+
+    @property
+    def channels(self) -> int:
+        return sum(len(cell) for cell in self.cells)
+
+
+@dataclass
+class Graph:
+    """What colouring found, with channels numbered from 0.
+
+    Attributes:
+        cuts: parameter or buffer → tensors of channels that broadcast to its shape; −1 where there is none.
+        n: how many channels there are.
+        kept: channel → why it cannot be removed.
+        families: the channels that can be.
+        births: (parameter, dimension) → the channels that begin there.
+        colouring: the run itself.
+    """
+
+    cuts: dict[str, list[Tensor]]
+    n: int
+    kept: dict[int, str]
+    families: list[Family]
+    births: dict[tuple[str, int], Tensor]
+    colouring: Colouring
+    untouched: list[str] = field(default_factory=list)
+    number: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def alive(self, removed: Tensor) -> dict[str, Tensor]:
+        """Parameter or buffer → bool tensor of its shape or broadcasting to it, False where a removed channel lies."""
+        gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])  # −1 is none
+        found = {}
+        for name, tensors in self.cuts.items():
+            masks = [~gone[channels] for channels in tensors]
+            if not all(bool(mask.all()) for mask in masks):
+                result = masks[0]
+                for mask in masks[1:]:
+                    result = result & mask
+                found[name] = result
+        return found
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's outputs for inputs of any accepted form."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+@contextmanager
+def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
+    """Evaluation mode, no gradients, attention in single operations; `where` always ends in the module that runs."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    names = {module: name for name, module in model.named_modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as undo:
+        for module in names:
+            enter = module.register_forward_pre_hook(lambda m, _: where.append(names[m]))
+            leave = module.register_forward_hook(lambda *_: where.__delitem__(-1))  # not on errors
+            undo.callback(enter.remove)
+            undo.callback(leave.remove)
+        undo.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        for context in (evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH)):
+            undo.enter_context(context)
+        yield
+
+
+def trace(
+    model: nn.Module, example_inputs: Inputs, exclude: Exclude | Iterable[Exclude] = (), *, whole_heads: bool = False
+) -> Graph:
+    """Run the model once on colours. What only runs in training (auxiliary heads) is followed in a second run.
+
+    Raises:
+        GraphError: there are no example inputs, or the model fails on them.
+    """
+    if example_inputs is None:
+        raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
+    colouring = Colouring(model, whole_heads=whole_heads)
+    with watched(model, colouring.where):
+        _run(model, example_inputs, colouring)
+        names = {name for name, _ in model.named_parameters()}
+        if names - colouring.touched:
+            with torch.random.fork_rng(devices=[]):
+                steps, colouring.steps = colouring.steps, []
+                for module in model.modules():
+                    module.training = not isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+                with suppress(GraphError):  # an auxiliary head may need larger inputs; its channels are then not found
+                    _run(model, example_inputs, colouring)
+                colouring.steps = steps
+    graph = _numbered(colouring, model, entries(exclude), whole_heads)
+    graph.untouched = sorted(names - colouring.touched)
+    return graph
+
+
+def _run(model: nn.Module, inputs: Inputs, colouring: Colouring) -> None:
+    depth = len(colouring.where)
+    try:
+        with colouring:
+            outputs = call(model, inputs)
+    except Exception as error:
+        where = colouring.where[-1] or type(model).__name__
+        raise GraphError(
+            f"{type(model).__name__} fails on example_inputs, in {where}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        del colouring.where[depth:]
+    colouring.finish(outputs)
+
+
+def channel_groups(
+    model: nn.Module, example_inputs: Inputs, exclude: Exclude | Iterable[Exclude] = ()
+) -> list[Group]:
+    """All channels of a model, each with every place in its parameters and buffers that it takes up.
+
+    Args:
+        model: any module; it is run once, in evaluation mode, and left as it was.
+        example_inputs: one batch of what the model is called with: a tensor, a tuple, or a dict of named arguments.
+        exclude: layers (names, globs, types, modules) whose outputs are to stay.
+
+    Raises:
+        GraphError: the model fails on the inputs, or none are given.
+    """
+    graph = trace(model, example_inputs, exclude)
+    family = {int(c): i for i, family in enumerate(graph.families) for cell in family.cells for c in cell}
+    members: list[list[Member]] = [[] for _ in range(graph.n)]
+    for name, tensors in graph.cuts.items():
+        for channels in tensors:
+            for channel, member in _members(name, channels):
+                members[channel].append(member)
+    return [
+        Group(family.get(c, -1), tuple(found), graph.kept.get(c, ""))
+        for c, found in enumerate(members)
+        if found
+    ]
+
+
+def _members(name: str, channels: Tensor) -> Iterator[tuple[int, Member]]:
+    dims = [d for d, size in enumerate(channels.shape) if size > 1]
+    if len(dims) <= 1:
+        dim = dims[0] if dims else 0
+        flat = channels.reshape(-1)
+        for channel in colours_of(flat + 1).tolist():
+            yield channel - 1, Member(name, dim, tuple((flat == channel - 1).nonzero().reshape(-1).tolist()))
+        return
+    for channel in colours_of(channels + 1).tolist():
+        places = (channels == channel - 1).nonzero()
+        rows, columns = (tuple(torch.unique(places[:, d]).tolist()) for d in (dims[0], dims[-1]))
+        yield channel - 1, Member(name, dims[-1], columns, rows)
+
+
+def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ...], whole_heads: bool) -> Graph:
+    """The graph of a finished run: roots numbered from 0, ties turned into families."""
+    owners = _owners(model)
+    made = [colouring.root(colours) for (name, _), colours in colouring.births.items() if name in owners]
+    if whole_heads:
+        made += [colouring.root(members) for _, members in colouring.members_of_head]
+    every = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), *made]))[1:]
+    every = every[~colouring.is_head(every)]
+    number = torch.full((len(colouring._parent),), -1, dtype=torch.int64)
+    number[every] = torch.arange(len(every))
+    number = number[colouring.root(torch.arange(len(number)))]
+    number[0] = -1
+    cuts = {name: [_simplest(number[c]) for c in tensors] for name, tensors in colouring.cuts.items()}
+    births = {key: number[colours] for key, colours in colouring.births.items()}
+    n = len(every)
+
+    kept: dict[int, str] = {}
+    for colours, why in colouring.frozen:
+        kept.update(dict.fromkeys(number[colours].tolist(), why))
+    for head, members in colouring.members_of_head:
+        if len(members) == 1:  # a number for each head, such as a bias, which only goes with the head
+            kept.update(dict.fromkeys(number[members].tolist(), "one for each attention head"))
+    for (name, _), channels in births.items():
+        if any(matches(entry, name, owners[name]) for entry in exclude if name in owners):
+            kept.update(dict.fromkeys(channels.tolist(), "excluded"))
+    kept.pop(-1, None)
+    ties = [[colours_of(number[block] + 1) - 1 for block in tie] for tie in colouring.ties]
+    families = _families(n, kept, births, ties)
+    return Graph(cuts, n, kept, families, births, colouring, number=number)
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
+    """Parameter → the module that holds it."""
+    return {
+        f"{name}.{own}".removeprefix("."): module
+        for name, module in model.named_modules()
+        for own, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _simplest(channels: Tensor) -> Tensor:
+    """Channels along one dimension, where a tensor of them does not change along the others."""
+    dims = [d for d, size in enumerate(channels.shape) if size > 1]
+    for dim in reversed(dims) if len(dims) > 1 else ():
+        first = channels
+        for other in dims:
+            if other != dim:
+                first = first.narrow(other, 0, 1)
+        if bool((channels == first).all()):
+            return first.clone()
+    return channels
+
+
+def _families(
+    n: int, kept: dict[int, str], births: dict[tuple[str, int], Tensor], ties: list[list[Tensor]]
+) -> list[Family]:
+    """Cells of interchangeable channels, and which cells must shrink by the same fraction."""
+    if not n:
+        return []
+    signatures: list[list[int]] = [[] for _ in range(n)]
+    distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties}
+    for b, block in enumerate(block for tie in distinct for block in tie):
+        for channel in block:
+            signatures[channel].append(b)
+    axis = _components(n, births.values())
+    keys: dict[tuple[int, ...], int] = {}
+    cell = np.array([keys.setdefault((a, *signature), len(keys)) for a, signature in zip(axis.tolist(), signatures, strict=True)])
+    tied = [torch.from_numpy(cell[sorted({c for block in tie for c in block})]) for tie in distinct]
+    joined = _components(len(keys), tied)
+    order = np.argsort(cell, kind="stable")
+    members_of = np.split(order, np.cumsum(np.bincount(cell, minlength=len(keys)))[:-1])
+    cells: dict[int, list[Tensor]] = {}
+    for k in range(len(keys)):
+        cells.setdefault(int(joined[k]), []).append(torch.from_numpy(members_of[k]))
+    frozen = torch.zeros(n, dtype=torch.bool)
+    frozen[list(kept)] = True
+    family = torch.from_numpy(joined[cell]) if n else torch.zeros(0)
+    counted: dict[int, dict[str, int]] = {}
+    for (name, _), channels in births.items():
+        which, counts = torch.unique(family[channels[channels >= 0]], return_counts=True)
+        for f, count in zip(which.tolist(), counts.tolist(), strict=True):
+            counted.setdefault(f, {})[name] = count
+    families = []
+    for f, group in cells.items():
+        if any(bool(frozen[members].any()) for members in group):
+            for members in group:  # a cell shrinks as a whole family does, so one that must stay holds the others
+                for c in members.tolist():
+                    kept.setdefault(c, "tied to what stays")
+            continue
+        slots = math.gcd(*(len(members) for members in group))
+        layers = counted[f]
+        families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots)))
+    return families
+
+
+def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:
+    """The connected component of each of n things, where the members of each set are connected."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    left, right = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for members in sets:
+        members = members[members >= 0]
+        if len(members) > 1:
+            left.append(members[:1].expand(len(members) - 1).numpy())
+            right.append(members[1:].numpy())
+    rows, columns = np.concatenate(left), np.concatenate(right)
+    matrix = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n))
+    return connected_components(matrix, directed=False)[1]
+
+
+__all__ = ["Family", "Graph", "GraphError", "Group", "Inputs", "Member", "along", "call", "channel_groups", "trace", "watched"]
