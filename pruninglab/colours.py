@@ -86,6 +86,7 @@ class Colouring(TorchDispatchMode):
         self.steps: list[Step] = []
         self.where: list[str] = [""]
         self.touched: set[str] = set()
+        self.ran: set[str] = set()
         self._parent = np.zeros(1, dtype=np.int64)
         self._virtual = np.zeros(1, dtype=bool)
         self._shadows: Any = WeakIdKeyDictionary()
@@ -238,6 +239,7 @@ class Colouring(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         operands = [self.shadow(tensor) for tensor in tensors]
+        self.ran.add(self.where[-1])
         out = function(*args, **kwargs)
         leaves = [found[0] for tensor in tensors if (found := self.leaf(tensor))]
         self.touched.update(leaves)

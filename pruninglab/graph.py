@@ -9,7 +9,7 @@ they read). A family goes in *slots*, each the least that can be removed without
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,21 @@ class Family:
         cells: channels that stand for each other; each cell loses the same fraction.
         slots: into how many steps that fraction is divided.
         multiple: the width of a layer changes by this many channels with each slot.
+        ties: sets of blocks of channels that must lose equally many; used where there is no common slot.
+        kind: families of one kind have the same places in the same kinds of modules.
     """
 
     layers: tuple[str, ...]
     cells: tuple[Tensor, ...]
     slots: int
     multiple: int
+    ties: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    kind: str = ""
+
+    @property
+    def uneven(self) -> bool:
+        """Whether its cells have no common divisor, so that it cannot shrink by one fraction."""
+        return self.slots == 1 and len(self.cells) > 1
 
     @property
     def channels(self) -> int:
@@ -256,7 +265,7 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
             kept.update(dict.fromkeys(channels.tolist(), "excluded"))
     kept.pop(-1, None)
     ties = [[colours_of(number[block] + 1) - 1 for block in tie] for tie in colouring.ties]
-    families = _families(n, kept, births, ties)
+    families = _with_kinds(_families(n, kept, births, ties), n, cuts, model)
     return Graph(cuts, n, kept, families, births, colouring, number=number)
 
 
@@ -320,8 +329,27 @@ def _families(
             continue
         slots = math.gcd(*(len(members) for members in group))
         layers = counted[f]
-        families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots)))
+        mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
+        own = tuple(tie for tie in distinct if mine and mine.issuperset(tie[0]))
+        families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
     return families
+
+
+def _with_kinds(families: list[Family], n: int, cuts: dict[str, list[Tensor]], model: nn.Module) -> list[Family]:
+    """Name the kind of each family: in which places of which kinds of modules its channels lie."""
+    modules = dict(model.named_modules())
+    family = torch.full((n + 1,), -1, dtype=torch.int64)
+    for f, found in enumerate(families):
+        family[torch.cat(found.cells)] = f
+    places: list[set[str]] = [set() for _ in families]
+    for name, tensors in cuts.items():
+        path, _, own = name.rpartition(".")
+        for channels in tensors:
+            dim = max((d for d, size in enumerate(channels.shape) if size > 1), default=0)
+            for f in torch.unique(family[channels]).tolist():
+                if f >= 0:
+                    places[f].add(f"{type(modules[path]).__name__}.{own}[{dim}]")
+    return [replace(found, kind=" ".join(sorted(where))) for found, where in zip(families, places, strict=True)]
 
 
 def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:

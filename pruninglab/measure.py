@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruninglab.files import save_tensors
+from pruninglab.graph import Inputs, call
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
@@ -152,7 +153,7 @@ def stored_bytes(model: nn.Module, sparse: bool = False) -> int:
         return path.stat().st_size
 
 
-def flops(model: nn.Module, example_input: Tensor) -> int:
+def flops(model: nn.Module, example_input: Inputs) -> int:
     """Floating-point operations of one forward pass of this batch, by torch's own counter (2 for a multiply–add).
 
     A dense kernel multiplies by zeros as well, so zeros change nothing here.
@@ -160,7 +161,7 @@ def flops(model: nn.Module, example_input: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example_input)
+        call(model, example_input)
     return counter.get_total_flops()
 
 

@@ -8,6 +8,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,18 @@ from pruninglab.masks import Masks
 from pruninglab.naming import label
 from pruninglab.statistics import Data, Loss, collect
 
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
 
 def prune(
     model: nn.Module,
     *,
     sparsity: float | None = None,
     params: int | None = None,
+    flops: float | None = None,
+    latency_ms: float | None = None,
     criterion: str | criteria.Criterion = "magnitude",
-    unit: str | units.Pattern | units.Grouping = "weight",
+    unit: str | units.Pattern | units.Grouping | units.Structure = "weight",
     allocation: str | allocations.Allocation = "global",
     data: Data | None = None,
     loss: Loss | None = None,
@@ -36,6 +41,7 @@ def prune(
     within: Masks | None = None,
     seed: int | torch.Generator = 0,
     exclude: Exclude | Iterable[Exclude] = (),
+    example_inputs: Inputs | None = None,
 ) -> Masks:
     """Choose which weights go, write zeros in their place, and return the masks.
 
@@ -45,10 +51,14 @@ def prune(
     Args:
         model: any module with `Linear` or `Conv` layers; changed in place.
         sparsity: the fraction of prunable weights to remove, in [0, 1). Left out for an N:M unit, which fixes it.
+            For channels the fraction of channels, and so on for other units that can be cut out.
         params: instead of `sparsity`, how many parameters of the whole model (unprunable ones too) may stay non-zero.
+        flops: instead, how many floating-point operations a forward pass of `example_inputs` may take (channels).
+        latency_ms: instead, how many milliseconds it may take on this machine, on one thread (channels).
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
-        unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns.
-        allocation: "global", "uniform", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`). Has nothing
+        unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns; "channel",
+            "head" or "layer" for what `slim` can cut out afterwards.
+        allocation: "global", "uniform", "isomorphic", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`). Has nothing
             to decide for an N:M unit.
         data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights.
         loss: `loss(model(x), y)`, the batch's mean; cross-entropy if not given.
@@ -56,6 +66,8 @@ def prune(
         within: masks of an earlier pruning; what they removed stays removed.
         seed: for criteria that draw at random.
         exclude: names, globs, module types or modules to leave alone.
+        example_inputs: one batch of what the model is called with, to follow its channels; needed for the units
+            "channel", "head" and "layer" (the first sample of `data`, if that is given).
 
     Raises:
         ValueError: none or several budgets, a budget out of range or not to be met, an unknown name, data that are
@@ -64,6 +76,14 @@ def prune(
         TypeError: an argument of the wrong kind.
     """
     function, shape = criteria.find(criterion), units.find(unit)
+    if isinstance(shape, units.Structure):
+        from pruninglab.structured import prune_structures
+
+        budget = {"sparsity": sparsity, "params": params, "flops": flops, "latency_ms": latency_ms}
+        asking = (function, data, loss, initial, seed, exclude)
+        return prune_structures(model, shape, budget, allocation, within, example_inputs, asking)
+    if flops is not None or latency_ms is not None:
+        raise ValueError("zeros make nothing faster: a budget in flops= or latency_ms= needs unit='channel'")
     exclude = entries(exclude)  # it is read more than once
     allocations.find(allocation)
     layers = prunable(model, exclude)

@@ -68,9 +68,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
                 continue
             mask = masks[name].cpu()
             wide = [d for d in range(mask.ndim) if channels.shape[d] == 1 < mask.shape[d]]
-            alive = mask.flatten(1).any(1).view(channels.shape) if wide == list(range(1, mask.ndim)) else mask
-            if wide and alive is mask:
-                alive = mask.amax(wide, keepdim=True)
+            alive = mask.amax(wide, keepdim=True) if wide else mask
             left[channels.expand(alive.shape)[alive]] = True
     removed = ~left[:-1]
     if not removed.any():

@@ -1,8 +1,8 @@
 """What is removed? Single weights, N of every M, blocks, or rows.
 
-There are two kinds of answer. A `Pattern` decides by itself inside each layer (N of every M: the sparsity follows).
+There are three kinds of answer. A `Pattern` decides by itself inside each layer (N of every M: the sparsity follows).
 A `Grouping` only says which weights go together; whole groups then compete, each with the mean of its weights' scores.
-Single weights are neither: they compete as they are.
+A `Structure` can be cut out of the network afterwards. Single weights are none of these: they compete as they are.
 """
 
 import re
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pruninglab.naming import unknown
 
+STRUCTURES = ("channel", "head", "layer")
 REMAINDERS = ("error", "dense", "partial")
 
 
@@ -36,10 +37,29 @@ class Grouping:
     labels: Callable[[torch.Size], Tensor]
 
 
-Unit = Pattern | Grouping | None
+@dataclass(frozen=True)
+class Structure:
+    """A unit that can be cut out of the network, so that what is left is really smaller (see `channels`, `surgery`).
+
+    Attributes:
+        name: "channel", "head" or "layer".
+        multiple_of: widths are rounded to multiples of this, which processors like; less where a layer is narrow.
+        combine: how the scores of all that goes together become one: "sum", "mean" or "l2".
+        normalize: what each layer's scores are divided by before: None, or their "mean", "l2" norm or "max".
+        floor: how many channels every layer keeps at least.
+    """
+
+    name: str = "channel"
+    multiple_of: int = 16
+    combine: str = "sum"
+    normalize: str | None = None
+    floor: int = 1
 
 
-def find(answer: "str | Pattern | Grouping") -> Unit:
+Unit = Pattern | Grouping | Structure | None
+
+
+def find(answer: "str | Pattern | Grouping | Structure") -> Unit:
     """The unit of this name; None stands for single weights.
 
     Names: "weight", "row", "block" (4×4), "RxC" (a block of R rows and C columns), "N:M" (N kept of every M).
@@ -47,8 +67,10 @@ def find(answer: "str | Pattern | Grouping") -> Unit:
     Raises:
         ValueError: no unit has this name.
     """
-    if isinstance(answer, (Pattern, Grouping)):
+    if isinstance(answer, (Pattern, Grouping, Structure)):
         return answer
+    if answer in STRUCTURES:
+        return structure(answer)
     if match := re.fullmatch(r"(\d+):(\d+)", str(answer)):
         return nm(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"(\d+)x(\d+)", str(answer)):
@@ -59,7 +81,31 @@ def find(answer: "str | Pattern | Grouping") -> Unit:
         return row()
     if answer == "block":
         return block()
-    raise unknown("unit", answer, ("weight", "row", "block", "4x4", "2:4", "1:4", "4:8"))
+    raise unknown("unit", answer, ("weight", "row", "block", "4x4", "2:4", "1:4", "4:8", *STRUCTURES))
+
+
+def structure(
+    name: str = "channel",
+    *,
+    multiple_of: int = 16,
+    combine: str = "sum",
+    normalize: str | None = None,
+    floor: int = 1,
+) -> Structure:
+    """Channels, attention heads or residual blocks, with other settings than the usual ones; see `Structure`.
+
+    Raises:
+        ValueError: a setting that is not allowed.
+    """
+    if name not in STRUCTURES:
+        raise unknown("structure", name, STRUCTURES)
+    if combine not in ("sum", "mean", "l2"):
+        raise unknown("combine", combine, ("sum", "mean", "l2"))
+    if normalize not in (None, "mean", "l2", "max"):
+        raise unknown("normalize", normalize, ("mean", "l2", "max"))
+    if multiple_of < 1 or floor < 1:
+        raise ValueError(f"multiple_of and floor are at least 1, not {multiple_of} and {floor}")
+    return Structure(name, multiple_of, combine, normalize, floor)
 
 
 def row() -> Grouping:

@@ -7,14 +7,16 @@ Places add up to `keep`. It picks no single weight: `threshold.top_masks` does.
 
 from collections.abc import Callable, Mapping
 
-from pruninglab.allocation.simple import BudgetError, erk, global_, lamp, uniform
+from pruninglab.allocation.simple import BudgetError, erk, global_, isomorphic, lamp, uniform
 from pruninglab.criteria import Scores
 from pruninglab.naming import resolve
 
 Places = Mapping[str, int] | Mapping[tuple[str, ...], int]
 Allocation = Callable[..., Places]
 
-ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "global": global_, "erk": erk, "lamp": lamp}
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": uniform, "global": global_, "isomorphic": isomorphic, "erk": erk, "lamp": lamp
+}
 
 
 def find(answer: str | Allocation) -> Allocation:
@@ -56,6 +58,7 @@ __all__ = [
     "erk",
     "find",
     "global_",
+    "isomorphic",
     "lamp",
     "uniform",
 ]

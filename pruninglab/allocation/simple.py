@@ -52,6 +52,22 @@ def uniform(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
     return _rounded({name: keep * layer.numel() / total for name, layer in scores.items()}, scores, keep)
 
 
+def isomorphic(scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:
+    """The same fraction of every kind of layer; layers of one kind compete for it (Fang et al. 2024).
+
+    Scores of unlike structures have unlike sizes, so only like is compared with like. What makes two layers alike is
+    `Scores.kind`; layers without one are of one kind.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, layer in scores.items():
+        kinds.setdefault(layer.kind, []).append(name)
+    total = sum(layer.numel() for layer in scores.values())
+    sizes = {kind: sum(scores[name].numel() for name in names) for kind, names in kinds.items()}
+    wholes = {kind: Scores.of(kind, torch.empty(size)) for kind, size in sizes.items()}
+    shares = _rounded({kind: keep * size / total for kind, size in sizes.items()}, wholes, keep)
+    return {tuple(names): shares[kind] for kind, names in kinds.items()}
+
+
 def erk(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
     """Erdős–Rényi-kernel: density in proportion to (o + d + Σ kernel) / (o · d · Π kernel), at most 1.
 

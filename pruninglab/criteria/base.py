@@ -82,17 +82,18 @@ class Scores:
     """The scores of one layer. Held as a tensor, or made piece by piece, so that they need not all exist at once.
 
     `pieces()` yields them flat and in order, `pieces(size)` so many at a time; `tensor()` gives them whole, shaped like
-    the weight (or like the units), to be read only.
+    the weight (or like the units), to be read only. Layers of one `kind` are alike (the "isomorphic" allocation).
     """
 
     name: str
     shape: torch.Size
     pieces: Callable[..., Iterator[Tensor]]
     made_by: str = "scores"
+    kind: str = ""
 
     @classmethod
-    def of(cls, name: str, tensor: Tensor, made_by: str = "scores") -> "Scores":
-        return cls(name, tensor.shape, lambda size=PIECE: iter(tensor.reshape(-1).split(size)), made_by)
+    def of(cls, name: str, tensor: Tensor, made_by: str = "scores", kind: str = "") -> "Scores":
+        return cls(name, tensor.shape, lambda size=PIECE: iter(tensor.reshape(-1).split(size)), made_by, kind)
 
     def tensor(self) -> Tensor:
         return next(self.pieces(self.numel())).view(self.shape)
@@ -107,7 +108,14 @@ class Scores:
 
 
 @torch.no_grad()
-def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], generator: torch.Generator) -> Scores:
+def score(
+    function: Criterion,
+    name: str,
+    statistics: Mapping[str, Tensor],
+    generator: torch.Generator,
+    *,
+    of_filters: bool = False,
+) -> Scores:
     """Apply a criterion to one layer.
 
     A criterion marked `elementwise` that asks for the weight alone is applied to pieces of it, when they are asked for.
@@ -117,6 +125,7 @@ def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], gene
         name: the layer, for errors.
         statistics: what was collected for it; must hold all that `needs(function)` names, and `weight`.
         generator: for criteria that draw.
+        of_filters: whether one score for each output of the layer will do as well, as units that are cut out allow.
 
     Raises:
         ValueError: the weights or the scores are NaN somewhere, or the scores are of another shape than the weight.
@@ -145,9 +154,11 @@ def score(function: Criterion, name: str, statistics: Mapping[str, Tensor], gene
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"{made_by} must return a floating-point tensor of scores for layer {name!r}, not {kind}")
-    if scores.shape != weight.shape:
+    if scores.shape != weight.shape and not (of_filters and scores.shape == weight.shape[:1]):
+        hint = " (it scores filters: use unit='channel')" if scores.shape == weight.shape[:1] else ""
         raise ValueError(
-            f"{made_by} must return scores shaped {tuple(weight.shape)} for layer {name!r}, not {tuple(scores.shape)}"
+            f"{made_by} must return scores shaped {tuple(weight.shape)} for layer {name!r}, not "
+            f"{tuple(scores.shape)}{hint}"
         )
     result = Scores.of(name, scores, made_by)
     result.reject_nan()

@@ -1,0 +1,224 @@
+"""Choosing whole channels, heads or blocks: `prune` for the units that can be cut out.
+
+A criterion scores weights or filters, as always. Here the scores of all that goes together are added up, families of
+channels compete by the allocation, and the masks that come out empty whole channels, so that `surgery.slim` can make
+the network really smaller.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruninglab import allocation as allocations
+from pruninglab.allocation import Allocation, BudgetError
+from pruninglab.criteria import Scores
+from pruninglab.graph import Family, Graph, GraphError
+from pruninglab.masks import Masks
+from pruninglab.units import Structure
+
+NEVER = 1e-2  # of a channel: weight of the scores against that of the number of channels, in an uneven family
+
+
+def masks_of(model: nn.Module, graph: Graph, removed: Tensor) -> Masks:
+    """Masks that empty the removed channels, of every parameter in which there are channels."""
+    alive = graph.alive(removed)
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name in graph.cuts:
+            mask = alive.get(name, torch.ones(1, dtype=torch.bool))
+            found[name] = mask.to(parameter.device).expand(parameter.shape).contiguous()
+    if not found:
+        raise GraphError("no parameter of this model has channels that could be followed")
+    return Masks(found)
+
+
+def channel_scores(graph: Graph, scores: Mapping[str, Scores], unit: Structure) -> Tensor:
+    """The score of each channel, (channels,) float64; NaN where no scored layer has a part in it.
+
+    A layer's weight scores are summed over what belongs to a channel, as an output and as an input. A criterion that
+    returns one number for each output of a layer (shape (outputs,)) speaks of the outputs alone.
+    """
+    total = torch.zeros(graph.n + 1, dtype=torch.float64)  # the last entry stands for "no channel"
+    parts = torch.zeros(graph.n + 1, dtype=torch.float64)
+    for name, layer in scores.items():
+        tensor = layer.tensor().double().cpu()
+        outputs = graph.births.get((name, 0))
+        if tensor.ndim == 1:
+            channels = graph.cuts[name][0].reshape(-1) if outputs is None else outputs
+            pieces = [(channels, tensor)]
+        else:
+            pieces = []
+            for channels in graph.cuts.get(name, ()):
+                wide = [d for d in range(tensor.ndim) if channels.shape[d] == 1 < tensor.shape[d]]
+                pieces.append((channels.reshape(-1), (tensor.sum(wide) if wide else tensor).reshape(-1)))
+        for channels, values in pieces:
+            values = _normalized(values, unit.normalize)
+            channels = channels % (graph.n + 1)  # −1 is the last
+            total.index_add_(0, channels, values.square() if unit.combine == "l2" else values)
+            parts.index_add_(0, channels, torch.ones_like(values))
+    if unit.combine == "l2":
+        total = total.sqrt()
+    if unit.combine == "mean":
+        total = total / parts
+    return torch.where(parts > 0, total, torch.nan)[:-1]
+
+
+def _normalized(values: Tensor, how: str | None) -> Tensor:
+    """Scores of one part of one layer, divided by their own mean, ℓ2 norm or largest."""
+    if how is None:
+        return values
+    by = {"mean": values.mean(), "l2": values.norm(), "max": values.max()}[how]
+    return values / by if by > 0 else values
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The steps in which a family can shrink: sets of channels, the best first, with the mean score of each."""
+
+    family: Family
+    steps: tuple[Tensor, ...]
+    values: Tensor
+    floor: int
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(step) for step in self.steps]
+
+
+def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
+    """Best slots first. A slot takes the next best channels of every cell; `multiple_of` joins slots."""
+    known = torch.where(torch.isnan(scores), -torch.inf, scores)
+    pieces = []
+    for cell in family.cells:
+        order = cell[known[cell].argsort(descending=True, stable=True)]
+        pieces.append(order.view(family.slots, -1))
+    joined = max(1, unit.multiple_of // math.gcd(unit.multiple_of, family.multiple))
+    while joined > 1 and family.slots < 4 * joined:  # leave a narrow layer at least four widths to choose from
+        joined //= 2
+    slots = torch.cat(pieces, 1)
+    steps = tuple(group.reshape(-1) for group in slots.split(joined))
+    values = torch.stack([scores[step].nanmean() for step in steps]).nan_to_num(nan=0.0)
+    floor = max(1, -(-unit.floor // max(1, joined * family.multiple)))
+    return Ranking(family, steps, values, min(floor, len(steps)))
+
+
+def choose(
+    graph: Graph, rankings: Sequence[Ranking], scores: Tensor, keep: int, allocation: str | Allocation
+) -> Tensor:
+    """Which channels go, so that `keep` of those that could go stay (to within half a step): (channels,) bool.
+
+    Raises:
+        BudgetError: the floors of the families alone need more.
+    """
+    needed = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
+    if needed > keep:
+        raise BudgetError(f"{keep} channels were to stay, but at least {needed} must, so that no layer is empty")
+    named = {f"{i}|{ranking.family.layers[0]}": ranking for i, ranking in enumerate(rankings)}
+    pseudo = {name: _spread(ranking, name) for name, ranking in named.items()}
+    removed, carried = torch.zeros(graph.n, dtype=torch.bool), 0
+    places = allocations.allocate(allocation, pseudo, keep)
+    for rivals, n in sorted(places.items(), key=lambda item: any(named[r].family.uneven for r in item[0]), reverse=True):
+        left = compete([named[name] for name in rivals], n + carried)
+        kept = 0
+        for name, steps in zip(rivals, left, strict=True):
+            family = named[name].family
+            staying = torch.cat(named[name].steps[:steps])
+            if family.uneven:
+                staying = fit(family, scores, len(staying))
+            kept += len(staying)
+            going = torch.ones(graph.n, dtype=torch.bool)
+            going[staying] = False
+            channels = torch.cat(family.cells)
+            removed[channels] = going[channels]
+        carried += n - kept
+    return removed
+
+
+def _spread(ranking: Ranking, name: str) -> Scores:
+    """The scores of a family as an allocation wants them: one for each channel."""
+    values = torch.cat([value.expand(size) for value, size in zip(ranking.values, ranking.sizes, strict=True)])
+    return Scores.of(name, values, kind=ranking.family.kind)
+
+
+def compete(rankings: Sequence[Ranking], keep: int) -> list[int]:
+    """How many steps of each family stay: the best first, as near to `keep` channels as steps allow."""
+    left = [ranking.floor for ranking in rankings]
+    total = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
+    rest = [
+        (-float(ranking.values[step]), i, ranking.sizes[step])
+        for i, ranking in enumerate(rankings)
+        for step in range(ranking.floor, len(ranking.steps))
+    ]
+    for _, i, size in sorted(rest, key=lambda entry: entry[:2]):
+        if abs(total + size - keep) > abs(total - keep):
+            break
+        total += size
+        left[i] += 1
+    return left
+
+
+def fit(family: Family, scores: Tensor, keep: int) -> Tensor:
+    """The best channels of an uneven family, as many of `keep` as its ties allow: a small integer program.
+
+    Each tie asks that its blocks lose equally many, which no fixed order of channels does.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import lil_matrix
+
+    channels = torch.cat(family.cells).tolist()
+    place = {channel: i for i, channel in enumerate(channels)}
+    n = len(channels)
+    pairs = [pair for tie in family.ties for pair in pairwise(tie)]
+    rows = lil_matrix((len(pairs) + 1, n + 2))
+    for r, (one, other) in enumerate(pairs):
+        for block, factor in ((one, len(other)), (other, -len(one))):  # the same fraction of blocks of unlike size
+            for channel in block:
+                rows[r, place[channel]] += factor
+    rows[len(pairs), :n] = 1
+    rows[len(pairs), n], rows[len(pairs), n + 1] = 1, -1  # too few, too many
+    wanted = np.zeros(len(pairs) + 1)
+    wanted[-1] = keep
+    values = scores[channels].nan_to_num(nan=0.0).numpy()
+    span = np.ptp(values) or 1.0
+    cost = np.concatenate([-NEVER * (values - values.min()) / span / n, [1.0, 1.0]])
+    upper = np.concatenate([np.ones(n), [n, n]])
+    found = milp(
+        cost,
+        integrality=np.ones(n + 2),
+        bounds=Bounds(np.zeros(n + 2), upper),
+        constraints=LinearConstraint(rows.tocsr(), wanted, wanted),
+        options={"time_limit": 20.0, "mip_rel_gap": 1e-3},
+    )
+    if found.x is None:
+        raise GraphError(f"no choice of channels of {family.layers[0]} fits its ties: {found.message}")
+    return torch.tensor([channel for channel, stays in zip(channels, found.x[:n], strict=True) if stays > 0.5])
+
+
+def search(
+    cost: Callable[[Tensor], float], pick: Callable[[int], Tensor], low: int, high: int, budget: float
+) -> Tensor:
+    """The channels to remove so that `cost` comes nearest to a budget, by bisection on how many stay.
+
+    Raises:
+        BudgetError: the budget is below what the fewest channels cost, or above what all cost.
+    """
+    cheapest, dearest = cost(pick(low)), cost(pick(high))
+    if not cheapest <= budget <= dearest:
+        raise BudgetError(f"a budget of {budget:g} is not possible: this network can cost {cheapest:g} to {dearest:g}")
+    tried = {low: cheapest, high: dearest}
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried[middle] = cost(pick(middle))
+        if tried[middle] <= budget:
+            low = middle
+        else:
+            high = middle
+    return pick(min(tried, key=lambda keep: (abs(tried[keep] - budget), keep)))
+
+
+__all__ = ["Iterable", "Ranking", "channel_scores", "choose", "compete", "fit", "masks_of", "rank", "search"]
