@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pruninglab import allocation as allocations
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.criteria import Scores
-from pruninglab.graph import Family, Graph, GraphError
+from pruninglab.graph import HEADS, Family, Graph, GraphError
 from pruninglab.masks import Masks
 from pruninglab.units import Structure
 
@@ -93,10 +93,18 @@ class Ranking:
 def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
     """Best slots first. A slot takes the next best channels of every cell; `multiple_of` joins slots."""
     known = torch.where(torch.isnan(scores), -torch.inf, scores)
+    if family.kind == HEADS:
+        values = torch.stack([scores[head].nanmean() for head in family.cells]).nan_to_num(nan=0.0)
+        order = values.argsort(descending=True, stable=True)
+        return Ranking(family, tuple(family.cells[i] for i in order.tolist()), values[order], 1)
     pieces = []
     for cell in family.cells:
         order = cell[known[cell].argsort(descending=True, stable=True)]
         pieces.append(order.view(family.slots, -1))
+    if family.uneven:  # no common step: each channel for itself, and `fit` sees to the ties
+        channels = torch.cat(family.cells)
+        channels = channels[known[channels].argsort(descending=True, stable=True)]
+        return Ranking(family, tuple(channels.split(1)), scores[channels].nan_to_num(nan=0.0), max(1, unit.floor))
     joined = max(1, unit.multiple_of // math.gcd(unit.multiple_of, family.multiple))
     while joined > 1 and family.slots < 4 * joined:  # leave a narrow layer at least four widths to choose from
         joined //= 2
@@ -174,15 +182,17 @@ def fit(family: Family, scores: Tensor, keep: int) -> Tensor:
     place = {channel: i for i, channel in enumerate(channels)}
     n = len(channels)
     pairs = [pair for tie in family.ties for pair in pairwise(tie)]
-    rows = lil_matrix((len(pairs) + 1, n + 2))
+    rows = lil_matrix((len(pairs) + 2, n + 2))
     for r, (one, other) in enumerate(pairs):
         for block, factor in ((one, len(other)), (other, -len(one))):  # the same fraction of blocks of unlike size
             for channel in block:
                 rows[r, place[channel]] += factor
     rows[len(pairs), :n] = 1
     rows[len(pairs), n], rows[len(pairs), n + 1] = 1, -1  # too few, too many
-    wanted = np.zeros(len(pairs) + 1)
-    wanted[-1] = keep
+    rows[len(pairs) + 1, :n] = 1
+    low, high = np.zeros(len(pairs) + 2), np.zeros(len(pairs) + 2)
+    low[-2] = high[-2] = keep
+    low[-1], high[-1] = 1, n  # never none at all
     values = scores[channels].nan_to_num(nan=0.0).numpy()
     span = np.ptp(values) or 1.0
     cost = np.concatenate([-NEVER * (values - values.min()) / span / n, [1.0, 1.0]])
@@ -191,7 +201,7 @@ def fit(family: Family, scores: Tensor, keep: int) -> Tensor:
         cost,
         integrality=np.ones(n + 2),
         bounds=Bounds(np.zeros(n + 2), upper),
-        constraints=LinearConstraint(rows.tocsr(), wanted, wanted),
+        constraints=LinearConstraint(rows.tocsr(), low, high),
         options={"time_limit": 20.0, "mip_rel_gap": 1e-3},
     )
     if found.x is None:
@@ -221,4 +231,27 @@ def search(
     return pick(min(tried, key=lambda keep: (abs(tried[keep] - budget), keep)))
 
 
-__all__ = ["Iterable", "Ranking", "channel_scores", "choose", "compete", "fit", "masks_of", "rank", "search"]
+def nearest(
+    cost: Callable[[Tensor], float], rankings: Sequence[Ranking], removed: Tensor, budget: float
+) -> Tensor:
+    """From a choice near a budget, the nearest that single steps of single families lead to."""
+    best, gap = removed, abs(cost(removed) - budget)
+    while True:
+        found = None
+        for ranking in rankings:
+            if ranking.family.uneven:
+                continue
+            kept = sum(not bool(best[step[0]]) for step in ranking.steps)
+            for left in (kept - 1, kept + 1):
+                if ranking.floor <= left <= len(ranking.steps):
+                    tried = best.clone()
+                    for i, step in enumerate(ranking.steps):
+                        tried[step] = i >= left
+                    if (now := abs(cost(tried) - budget)) < gap:
+                        found, gap = tried, now
+        if found is None:
+            return best
+        best = found
+
+
+__all__ = ["Iterable", "Ranking", "channel_scores", "choose", "compete", "fit", "masks_of", "nearest", "rank", "search"]

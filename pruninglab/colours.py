@@ -29,6 +29,7 @@ MOVES = frozenset(
     "as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col lift_fresh "
     "_to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy lift_fresh_copy positive gather".split()
 )
+PRODUCTS = frozenset("mm bmm addmm baddbmm linear dot mv matmul".split())
 SPLITS = frozenset("view _unsafe_view reshape _reshape_alias".split())
 POINTWISE = frozenset("hardswish hardswish_ native_dropout hardsigmoid mish where masked_fill masked_fill_".split())
 PASSES = frozenset("_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp".split())
@@ -58,6 +59,19 @@ class Step:
     shadows: list[Tensor | None]
     numbers: tuple[float, ...]
     operands: list[Tensor | None] = field(default_factory=list)
+    work: "Work | None" = None
+
+
+@dataclass
+class Work:
+    """The multiplications of a step: (entries of a weight) × positions, or those of a product of two activations."""
+
+    positions: int
+    weight: str | None = None
+    share: float = 1.0  # of the weight that takes part
+    summed: Tensor | None = None  # of a product: the shadow of what is summed over
+    summed_size: int = 0
+    result: tuple[int, ...] = ()
 
 
 class Colouring(TorchDispatchMode):
@@ -87,6 +101,7 @@ class Colouring(TorchDispatchMode):
         self.where: list[str] = [""]
         self.touched: set[str] = set()
         self.ran: set[str] = set()
+        self._work: Work | None = None
         self._parent = np.zeros(1, dtype=np.int64)
         self._virtual = np.zeros(1, dtype=bool)
         self._shadows: Any = WeakIdKeyDictionary()
@@ -244,18 +259,19 @@ class Colouring(TorchDispatchMode):
         leaves = [found[0] for tensor in tensors if (found := self.leaf(tensor))]
         self.touched.update(leaves)
         name = function._schema.name.removeprefix("aten::")
-        if leaves or any(shadow is not None for shadow in operands):
+        self._work = None
+        if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
             self._rule(name, function)(name, out, args, kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
-        self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands))
+        self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands, self._work))
         return out
 
     def _rule(self, name: str, function: Any) -> Callable[..., None]:
         plain = name.rstrip("_") if not name.startswith("_") else name
         if name in ("convolution", "_convolution"):
             return self._convolution
-        if name in ("mm", "bmm", "addmm", "baddbmm", "linear", "dot", "mv", "matmul"):
+        if name in PRODUCTS:
             return self._product
         if name == "embedding":
             return self._embedding
@@ -326,8 +342,10 @@ class Colouring(TorchDispatchMode):
             self.put(result, shadow)
         if name in SPLITS and moved.ndim > 1:
             self.views.append(self.shadow(out))  # type: ignore[arg-type]
-        if name in ("split", "split_with_sizes", "chunk", "unbind"):
-            self.ties.append([colours_of(self.shadow(result)) for result in results])
+        if name in ("split", "split_with_sizes", "chunk"):
+            dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+            if self.varies(shadows[id(moving[0])], dim):  # type: ignore[arg-type]
+                self.ties.append([row for r in results if (s := self.shadow(r)) is not None for row in self._rows(s, dim)])
         if name == "slice" and out.shape != args[0].shape:
             whole, part = colours_of(shadows[id(args[0])]), colours_of(self.shadow(out))
             rest = whole[~torch.isin(whole, part)]
@@ -357,8 +375,7 @@ class Colouring(TorchDispatchMode):
         for dims in _joined_dimensions(shadow.shape, shape):
             varying = [d for d in dims if self.varies(shadow, d)]
             if len(varying) > 1:
-                rows = self.root(narrow(shadow)).movedim(varying[-1], -1)
-                rows = torch.unique(rows.reshape(-1, rows.shape[-1]), dim=0)
+                rows = self._rows(shadow, varying[-1])
                 split = {tuple(row) for block in self._split_dimensions() for row in torch.stack(block).tolist()}
                 if not all(tuple(row) in split for row in rows.tolist()):
                     self.fold(shadow, varying[1:], unite=True)
@@ -492,6 +509,7 @@ class Colouring(TorchDispatchMode):
             self._unknown(name, out, args, kwargs)
             return
         parameter, ndim = found[0], weight.ndim
+        self._work = Work(x.numel() // x.shape[1] if transposed else out.numel() // out.shape[1], parameter)
         inputs = x.shape[1]
         outputs = weight.shape[1] * groups if transposed else weight.shape[0]
         colours = torch.zeros(inputs, dtype=torch.int64)
@@ -548,7 +566,10 @@ class Colouring(TorchDispatchMode):
     def _contracted(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor | None:
         """The shadow of a @ b."""
         left, right = self._weight(a), self._weight(b)
+        self._work = Work(1, summed=None, summed_size=a.shape[-1], result=tuple(out.shape))
         if right and not left:
+            share = b.shape[-1] * b.shape[-2] / right.whole.numel()
+            self._work = Work(out.numel() // out.shape[-1], right.name, share)
             return self._linear(a, right, out, a.shape[-1])
         if left and not right:
             mirrored = self._linear(b.mT, left.flipped(), out.mT, a.shape[-1])
@@ -597,6 +618,7 @@ class Colouring(TorchDispatchMode):
     def _both_activations(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor | None:
         """A product of two activations, such as attention's: what is summed over is united."""
         left, right = self.as_activation(a), self.as_activation(b)
+        self._work = Work(1, summed=left, summed_size=a.shape[-1], result=tuple(out.shape))
         if left is None and right is None:
             return None
         none = torch.zeros(1, dtype=torch.int64)
@@ -648,7 +670,8 @@ class Colouring(TorchDispatchMode):
         self.ties.append(blocks)
 
     def finish(self, outputs: Any) -> None:
-        """Freeze what the caller gets to see."""
+        """Freeze what the caller gets to see: of a dictionary with logits (as transformers return) only those."""
+        outputs = getattr(outputs, "logits", outputs)
         for leaf in tree_leaves(outputs):
             self.freeze(self.shadow(leaf), "the output")
         self.ties += list(self._split_dimensions())
@@ -659,10 +682,15 @@ class Colouring(TorchDispatchMode):
             small = self.root(narrow(shadow))
             dims = [d for d in range(small.ndim) if self.varies(small, d)]
             if len(dims) > 1:
-                last = small.movedim(dims[-1], -1)
-                rows = torch.unique(last.reshape(-1, last.shape[-1]), dim=0)
+                rows = self._rows(shadow, dims[-1])
                 if len(rows) > 1:
                     yield list(rows)
+
+    def _rows(self, shadow: Tensor, dim: int) -> Tensor:
+        """The distinct lines of colours along a dimension, (lines, size); a colour may come more than once in a line."""
+        small, dim = narrow(shadow), dim % shadow.ndim
+        lines = self.root(small.expand([*small.shape[:dim], shadow.shape[dim], *small.shape[dim + 1 :]])).movedim(dim, -1)
+        return torch.unique(lines.reshape(-1, lines.shape[-1]), dim=0)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruninglab.colours import Colouring, along, colours_of
+from pruninglab.colours import Colouring, along, colours_of, narrow
 from pruninglab.layers import Exclude, entries, matches
 from pruninglab.tasks.training import evaluating
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+HEADS = "heads"  # the kind of a family of attention heads
 
 
 class GraphError(ValueError):
@@ -112,6 +115,7 @@ class Graph:
     births: dict[tuple[str, int], Tensor]
     colouring: Colouring
     untouched: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     number: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def alive(self, removed: Tensor) -> dict[str, Tensor]:
@@ -126,6 +130,59 @@ class Graph:
                     result = result & mask
                 found[name] = result
         return found
+
+    def left(self, shadow: Tensor, gone: Tensor, what: str) -> list[int]:
+        """The shape that remains of a tensor with this shadow; `gone` is (channels + 1,) bool, the last for none."""
+        alive = ~gone[self.number[narrow(shadow)]]
+        return [
+            n if alive.shape[dim] > 1 else shadow.shape[dim] for dim, n in enumerate(left_shape(alive, what))
+        ]
+
+    def flops(self, removed: Tensor) -> int:
+        """Floating-point operations of the traced run without some channels; 2 for a multiplication and addition."""
+        gone, alive, total = torch.cat([removed, torch.zeros(1, dtype=torch.bool)]), self.alive(removed), 0.0
+        for step in self.colouring.steps:
+            work = step.work
+            if work is None:
+                continue
+            if work.weight is not None:
+                mask = alive.get(work.weight)
+                kept = 1.0 if mask is None else float(mask.sum()) / mask.numel()
+                total += 2 * work.positions * work.share * self.sizes[work.weight] * kept
+            else:
+                shape = step.shadows[0]
+                result = work.result if shape is None else self.left(shape, gone, step.name)
+                inner = work.summed_size if work.summed is None else self.left(work.summed, gone, step.name)[-1]
+                total += 2 * math.prod(result) * inner
+        return round(total)
+
+
+def left_shape(alive: Tensor, what: str) -> list[int]:
+    """The shape of what a mask leaves: whole slices, or the same number from each part of one dimension.
+
+    Raises:
+        GraphError: neither fits.
+    """
+    dims = [dim for dim in range(alive.ndim) if alive.shape[dim] > 1]
+    sizes = list(alive.shape)
+    for dim in dims:
+        line = alive
+        for other in dims:
+            if other != dim:
+                line = line.any(other, keepdim=True)
+        sizes[dim] = int(line.sum())
+    total = int(alive.sum())
+    for dim in [None, *reversed(dims)]:
+        tried = list(sizes)
+        if dim is not None:
+            counts = alive.sum(dim)
+            counts = torch.unique(counts[counts > 0])
+            if len(counts) != 1:
+                continue
+            tried[dim] = int(counts)
+        if math.prod(tried) == total:
+            return tried
+    raise GraphError(f"{what}: its parts lose different numbers of channels")
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -179,6 +236,7 @@ def trace(
                 colouring.steps = steps
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
     graph.untouched = sorted(names - colouring.touched)
+    graph.sizes = {name: tensor.numel() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     return graph
 
 
@@ -245,7 +303,11 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
     if whole_heads:
         made += [colouring.root(members) for _, members in colouring.members_of_head]
     every = torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), *made]))[1:]
-    every = every[~colouring.is_head(every)]
+    if whole_heads:
+        heads = torch.tensor(sorted({head for head, _ in colouring.members_of_head}), dtype=torch.int64)
+        every = torch.unique(torch.cat([every, colouring.root(heads)]))
+    else:
+        every = every[~colouring.is_head(every)]
     number = torch.full((len(colouring._parent),), -1, dtype=torch.int64)
     number[every] = torch.arange(len(every))
     number = number[colouring.root(torch.arange(len(number)))]
@@ -257,14 +319,15 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
     kept: dict[int, str] = {}
     for colours, why in colouring.frozen:
         kept.update(dict.fromkeys(number[colours].tolist(), why))
-    for head, members in colouring.members_of_head:
+    for _, members in () if whole_heads else colouring.members_of_head:
         if len(members) == 1:  # a number for each head, such as a bias, which only goes with the head
             kept.update(dict.fromkeys(number[members].tolist(), "one for each attention head"))
     for (name, _), channels in births.items():
         if any(matches(entry, name, owners[name]) for entry in exclude if name in owners):
             kept.update(dict.fromkeys(channels.tolist(), "excluded"))
     kept.pop(-1, None)
-    ties = [[colours_of(number[block] + 1) - 1 for block in tie] for tie in colouring.ties]
+    ties = [[channels[channels >= 0] for block in tie if len(channels := number[block])] for tie in colouring.ties]
+    ties = [[block for block in tie if len(block)] for tie in ties]
     families = _with_kinds(_families(n, kept, births, ties), n, cuts, model)
     return Graph(cuts, n, kept, families, births, colouring, number=number)
 
@@ -300,7 +363,7 @@ def _families(
     signatures: list[list[int]] = [[] for _ in range(n)]
     distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties}
     for b, block in enumerate(block for tie in distinct for block in tie):
-        for channel in block:
+        for channel in set(block):
             signatures[channel].append(b)
     axis = _components(n, births.values())
     keys: dict[tuple[int, ...], int] = {}
@@ -328,11 +391,32 @@ def _families(
                     kept.setdefault(c, "tied to what stays")
             continue
         slots = math.gcd(*(len(members) for members in group))
-        layers = counted[f]
+        layers = counted.get(f, {})
+        if not layers:  # attention's heads, which stand in families of their own
+            continue
         mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
         own = tuple(tie for tie in distinct if mine and mine.issuperset(tie[0]))
         families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
     return families
+
+
+def head_families(graph: Graph) -> list[Family]:
+    """Attention's heads, layer by layer; one cell for each head, or for the heads that share keys and values.
+
+    Args:
+        graph: traced with `whole_heads=True`.
+    """
+    number = graph.number
+    sets = [torch.cat([number[head].view(1), number[members]]) for head, members in graph.colouring.members_of_head]
+    component = torch.from_numpy(_components(graph.n, sets).astype(np.int64))
+    layers: dict[tuple[str, ...], list[Tensor]] = {}
+    for c in torch.unique(component[torch.cat([s[:1] for s in sets])] if sets else component[:0]).tolist():
+        channels = (component == c).nonzero().reshape(-1)
+        if not any(channel in graph.kept for channel in channels.tolist()):
+            inside = torch.isin(torch.arange(graph.n + 1), channels)
+            names = tuple(name for (name, _), born in graph.births.items() if bool(inside[born].any()))
+            layers.setdefault(names, []).append(channels)
+    return [Family(names, tuple(heads), len(heads), 1, kind=HEADS) for names, heads in layers.items()]
 
 
 def _with_kinds(families: list[Family], n: int, cuts: dict[str, list[Tensor]], model: nn.Module) -> list[Family]:

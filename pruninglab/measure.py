@@ -160,8 +160,13 @@ def flops(model: nn.Module, example_input: Inputs) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call(model, example_input)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know attention in one piece
+    try:
+        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call(model, example_input)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 

@@ -1,6 +1,7 @@
 """`prune` for what can be cut out: from a criterion and a budget to masks that empty whole channels, heads or blocks."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.batches import batches
-from pruninglab.channels import channel_scores, choose, masks_of, rank, search
-from pruninglab.graph import Graph, GraphError, Inputs, call, trace
-from pruninglab.layers import PRUNABLE, Exclude, entries
+from pruninglab.blocks import block_masks, bypass, removable, see
+from pruninglab.criteria.base import OF_BLOCKS
+from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank, search
+from pruninglab.graph import Graph, GraphError, Inputs, call, head_families, trace
+from pruninglab.layers import PRUNABLE, Exclude, entries, matches
 from pruninglab.masks import Masks
 from pruninglab.pruning import check_sparsity
 from pruninglab.statistics import collect
@@ -44,14 +47,17 @@ def prune_structures(
         raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
     inputs = example_inputs if example_inputs is not None else first_sample(asking[1])
     exclude = entries(asking[5])
-    graph = trace(model, inputs, exclude)
-    if not graph.families:
-        raise GraphError(f"no channel of this {type(model).__name__} can be removed: {reasons(graph)}")
+    if unit.name == "layer":
+        return prune_blocks(model, kind, amount, inputs, exclude, asking)
+    graph = trace(model, inputs, exclude, whole_heads=unit.name == "head")
+    families = head_families(graph) if unit.name == "head" else graph.families
+    if not families:
+        raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
     scores = channel_scores(graph, _layer_scores(model, graph, inputs, asking), unit)
     if within is not None:
         scores[emptied(model, within, graph)] = -torch.inf
-    rankings = [rank(family, scores, unit) for family in graph.families]
-    total = sum(family.channels for family in graph.families)
+    rankings = [rank(family, scores, unit) for family in families]
+    total = sum(family.channels for family in families)
 
     def pick(keep: int) -> Tensor:
         return choose(graph, rankings, scores, keep, allocation)
@@ -62,15 +68,73 @@ def prune_structures(
         cost = _cost(kind, model, graph, inputs)
         least = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
         removed = search(cost, pick, least, total, amount)
-        if abs(cost(removed) - amount) > CLOSE * amount and unit.multiple_of > 1:
-            from dataclasses import replace
-
-            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in graph.families]
+        if abs(cost(removed) - amount) > CLOSE * amount:
+            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
             least = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
-            removed = search(cost, pick, least, total, amount)
+            removed = nearest(cost, rankings, search(cost, pick, least, total, amount), amount)
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
+
+
+def prune_blocks(
+    model: nn.Module, kind: str, amount: float, inputs: Inputs, exclude: tuple[Exclude, ...], asking: Asking
+) -> Masks:
+    """Empty the residual blocks with the lowest scores: a fraction of them, or as many as a budget asks for.
+
+    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors; any other one speaks for a block with
+    the mean of its weights' scores.
+    """
+    blocks = [
+        name for name in removable(model, inputs) if not any(matches(e, name, model.get_submodule(name)) for e in exclude)
+    ]
+    if not blocks:
+        raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
+    scores = _block_scores(model, blocks, inputs, asking)
+    order = sorted(blocks, key=scores.__getitem__)
+    if kind == "sparsity":
+        removed = order[: len(blocks) - int(len(blocks) * (1 - amount) + 0.5)]
+    else:
+        cost = _blocks_cost(kind, model, inputs)
+        enough = [n for n in range(len(order) + 1) if cost(order[:n]) <= amount]
+        if not enough:
+            raise BudgetError(f"{kind}={amount:g} is not possible: without any block it still is {cost(order):g}")
+        removed = order[: enough[0]]
+    masks = block_masks(model, blocks, removed)
+    masks.apply(model)
+    return masks
+
+
+def _blocks_cost(kind: str, model: nn.Module, inputs: Inputs) -> Any:
+    from pruninglab import measure
+
+    def cost(removed: list[str]) -> float:
+        small = bypass(model, removed)
+        if kind == "params":
+            return sum(parameter.numel() for parameter in small.parameters())
+        if kind == "flops":
+            return measure.flops(small, inputs)
+        with evaluating(small):
+            return measure.latency(lambda: call(small, inputs)).low
+
+    return cost
+
+
+def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, asking: Asking) -> dict[str, float]:
+    function, data, loss, initial, seed, _ = asking
+    if set(criteria.needs(function)) & set(OF_BLOCKS):
+        x = inputs if data is None else next(iter(batches(data)))[0]
+        found = {}
+        for name, (args, _, result) in see(model, blocks, x).items():
+            known = {"block_input": args[0], "block_output": result}
+            found[name] = float(function(**{need: known[need] for need in criteria.needs(function)}))
+        return found
+    layers = _layer_scores(model, None, inputs, asking)
+    means = {}
+    for block in blocks:
+        own = [layer for name, layer in layers.items() if name.startswith(f"{block}.")]
+        means[block] = sum(float(s.tensor().double().sum()) for s in own) / max(1, sum(s.numel() for s in own))
+    return means
 
 
 def first_sample(data: Any) -> Inputs:
@@ -94,7 +158,7 @@ def reasons(graph: Graph) -> str:
     return "; ".join(f"{why} ({n} channels)" for why, n in Counter(graph.kept.values()).most_common(3)) or "it has none"
 
 
-def _layer_scores(model: nn.Module, graph: Graph, inputs: Inputs, asking: Asking) -> dict[str, criteria.Scores]:
+def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking: Asking) -> dict[str, criteria.Scores]:
     """Ask the criterion about every layer that it can speak of."""
     function, data, loss, initial, seed, _ = asking
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
@@ -102,23 +166,19 @@ def _layer_scores(model: nn.Module, graph: Graph, inputs: Inputs, asking: Asking
     found: dict[str, dict[str, Tensor]] = {}
     if set(wanted) <= {"weight"}:  # any matrix of any module will do, such as those of attention
         parameters = dict(model.named_parameters())
-        for name, tensors in graph.cuts.items():
-            if name in parameters and parameters[name].ndim > 1 and tensors:
+        for name in parameters if graph is None else graph.cuts:
+            if name in parameters and parameters[name].ndim > 1:
                 found[name] = {"weight": parameters[name].detach()}
     else:
-        if data is None and not torch.is_grad_enabled():
-            raise ValueError("gradients are disabled here; a criterion that asks for them needs them")
-        unseen = [module for name, module in model.named_modules() if isinstance(module, PRUNABLE) and _unseen(name, graph)]
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+        ran = layers.keys() if graph is None else graph.colouring.ran
+        # Attention reads the weights of its output projection itself, which therefore never runs as a module.
+        unseen = [module for name, module in layers.items() if name not in ran]
         found = collect(model, dict.fromkeys(["weight", *wanted]), data, loss=loss, initial=initial, exclude=unseen)
     return {
         name: criteria.score(function, name, statistics, generator, of_filters=True)
         for name, statistics in found.items()
     }
-
-
-def _unseen(name: str, graph: Graph) -> bool:
-    """Whether a layer never ran as a module: attention reads the weights of its output projection itself."""
-    return name not in graph.colouring.ran
 
 
 def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
@@ -136,10 +196,11 @@ def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
     if kind == "params":
         return params
 
+    if kind == "flops":
+        return graph.flops
+
     def measured(removed: Tensor) -> float:
         small = cut(model, graph, removed, inputs) if removed.any() else model
-        if kind == "flops":
-            return measure.flops(small, inputs)
         with evaluating(small):
             return measure.latency(lambda: call(small, inputs)).low
 

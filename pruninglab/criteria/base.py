@@ -25,6 +25,7 @@ Criterion = Callable[..., Tensor]
 C = TypeVar("C", bound=Criterion)
 
 CRITERIA: dict[str, Criterion] = {}
+OF_BLOCKS = ("block_input", "block_output")  # what a criterion of whole blocks may ask for (unit "layer")
 PIECE = 1 << 17  # weights scored at a time where that is possible: they stay in the processor's cache
 
 
@@ -70,10 +71,12 @@ def needs(function: Criterion) -> tuple[str, ...]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(f"criterion {label(function)!r}: name the arguments; *{name} does not say what is needed")
-        if name in STATISTICS or name == "generator":
+        if name in STATISTICS or name == "generator" or name in OF_BLOCKS:
             wanted.append(name)
         elif parameter.default is parameter.empty:
-            raise unknown(f"argument of criterion {label(function)!r}:", name, [*STATISTICS, "generator"])
+            raise unknown(
+                f"argument of criterion {label(function)!r}:", name, [*STATISTICS, *OF_BLOCKS, "generator"]
+            )
     return tuple(wanted)
 
 

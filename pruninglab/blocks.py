@@ -1,0 +1,131 @@
+"""Whole residual blocks: finding those that can go, and letting the input pass by where one was.
+
+A block can go if, emptied of its weights, it returns its input: x + f(x) with f = 0.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruninglab.graph import Inputs, call
+from pruninglab.layers import PRUNABLE
+from pruninglab.masks import Masks
+from pruninglab.tasks.training import evaluating
+
+
+class Bypass(nn.Module):
+    """What stands where a block was: returns its first argument."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x
+
+
+Seen = dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]]
+
+
+@torch.no_grad()
+def see(model: nn.Module, names: list[str], inputs: Inputs) -> Seen:
+    """What modules were called with, and returned, in a run of the model: name → (arguments, named arguments, result).
+
+    A module that is called more than once, or never, is left out.
+    """
+    seen: Seen = {}
+    twice: set[str] = set()
+    hooks = []
+    for name in names:
+        def note(_module: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
+            twice.update({name} & seen.keys())
+            seen[name] = (tuple(_copied(a) for a in args), kwargs, _copied(result))
+
+        hooks.append(model.get_submodule(name).register_forward_hook(note, with_kwargs=True))
+    try:
+        with evaluating(model):
+            call(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: found for name, found in seen.items() if name not in twice}
+
+
+def _copied(value: Any) -> Any:
+    """Later layers may write into what a module got or gave."""
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def removable(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The innermost modules with weights that return their input when their weights are zero."""
+    candidates = [
+        name
+        for name, module in model.named_modules()
+        if name and any(isinstance(part, PRUNABLE) or part.__class__.__name__ == "Conv1D" for part in module.modules())
+    ]
+    found: list[str] = []
+    for name, (args, kwargs, result) in reversed(see(model, candidates, inputs).items()):
+        if any(other.startswith(f"{name}.") for other in found):
+            continue
+        if not _same_shape(args, result):
+            continue
+        module = model.get_submodule(name)
+        kept = [parameter.detach().clone() for parameter in module.parameters()]
+        with evaluating(module):
+            try:
+                for parameter in module.parameters():
+                    parameter.zero_()
+                passes = torch.equal(_first(module(*args, **kwargs)), args[0])
+            finally:
+                for parameter, before in zip(module.parameters(), kept, strict=True):
+                    parameter.copy_(before)
+        if passes:
+            found.append(name)
+    order = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    return sorted((f for f in found if not any(g.startswith(f"{f}.") for g in found)), key=order.__getitem__)
+
+
+def _first(result: Any) -> Any:
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def _same_shape(args: tuple[Any, ...], result: Any) -> bool:
+    if not isinstance(result, Tensor) or not args or not isinstance(args[0], Tensor):
+        return False
+    return args[0].shape == result.shape and args[0].dtype == result.dtype
+
+
+def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
+    """The outermost modules of which a mask leaves nothing and which return their input then."""
+    empty = {name for name, mask in masks.items() if not mask.any()}
+    if not empty:
+        return []
+    names = []
+    for name, module in model.named_modules():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        inside = any(name.startswith(f"{other}.") for other in names)
+        if name and own and not inside and empty.issuperset(own):
+            names.append(name)
+    if not names:
+        return []
+    return [
+        name
+        for name, (args, _, result) in see(model, names, inputs).items()
+        if _same_shape(args, result) and torch.equal(args[0], result)
+    ]
+
+
+def bypass(model: nn.Module, names: list[str]) -> nn.Module:
+    """A copy of the model in which the named blocks let their input pass by."""
+    gone = {id(model.get_submodule(name)): Bypass() for name in names}
+    return copy.deepcopy(model, dict(gone))
+
+
+def block_masks(model: nn.Module, blocks: list[str], removed: list[str]) -> Masks:
+    """Masks of every parameter of every block that could go; all False in the removed ones."""
+    found: Mapping[str, Tensor] = {
+        f"{block}.{name}": torch.full(parameter.shape, block not in removed, device=parameter.device)
+        for block in blocks
+        for name, parameter in model.get_submodule(block).named_parameters()
+    }
+    return Masks(found)

@@ -1,0 +1,184 @@
+"""Finding the numbers that a forward of the model's own reads (`hidden_dim`, `num_heads`, the size in a `view`).
+
+The smaller model is run beside the steps of the larger one, whose colours tell what shape each step must have. At the
+first step that differs, numbers near it that hold an old size are tried until the run gets further.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pruninglab.colours import narrow
+from pruninglab.graph import Graph, GraphError, Inputs, call, watched
+
+TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
+
+
+class _Differs(Exception):
+    """The smaller model does not do what the larger one did: at which step, and what would be right."""
+
+    def __init__(self, step: int, where: str, what: str, sizes: list[tuple[int, int, int | None]]) -> None:
+        super().__init__(what)
+        self.step, self.where, self.what, self.sizes = step, where, what, sizes
+
+
+class _Beside(TorchDispatchMode):
+    """Runs a smaller model and compares the shapes of each step with those that are left of the larger model's."""
+
+    def __init__(self, graph: Graph, removed: Tensor) -> None:
+        super().__init__()
+        self.graph, self.steps = graph, graph.colouring.steps
+        self.gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])
+        self.where: list[str] = [""]
+        self.at = 0
+        self.rescale: list[tuple[Tensor, float]] = []
+        self._sizes: dict[int, list[int]] = {}
+
+    def left(self, shadow: Tensor) -> list[int]:
+        """The shape that remains of a step's result."""
+        key = id(shadow)
+        if key not in self._sizes:
+            self._sizes[key] = self.graph.left(shadow, self.gone, f"a step in {self.where[-1]}")
+        return self._sizes[key]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.removeprefix("aten::")
+        step = self.steps[self.at] if self.at < len(self.steps) else None
+        if step is None or step.name != name:
+            raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
+        wanted = [(shadow, self.left(shadow)) for shadow in step.shadows if shadow is not None]
+        changed = [(old, new, None) for s, left in wanted for old, new in zip(s.shape, left, strict=True) if old != new]
+        try:
+            out = function(*args, **(kwargs or {}))
+        except Exception as error:
+            raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", changed) from error
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for result, shadow in zip(results, step.shadows, strict=False):
+            if shadow is not None and list(result.shape) != self.left(shadow):
+                left = self.left(shadow)
+                sizes = [(old, new, got) for old, new, got in zip(shadow.shape, left, result.shape, strict=False) if new != got]
+                raise _Differs(self.at, self.where[-1], f"{name} gives {tuple(result.shape)} instead of {tuple(left)}", sizes)
+        if name in ("mul", "div", "mul_", "div_") and step.operands and step.operands[0] is not None:
+            numbers = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+            if len(numbers) == len(step.numbers) == 1 and numbers[0] != step.numbers[0] and numbers[0]:
+                ratio = step.numbers[0] / numbers[0]
+                self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))
+        self.at += 1
+        return out
+
+
+def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
+    """Set the numbers that a smaller model's forward reads, until each step has the shape that it must have.
+
+    Args:
+        small: the model, already cut; changed in place.
+        graph: of the larger model.
+        removed: (channels,) bool.
+        inputs: what the larger model was traced with.
+
+    Raises:
+        GraphError: no number that can be found makes it run; names the module and the operation.
+    """
+    tried = 0
+    trouble = _compare(small, graph, removed, inputs)
+    while isinstance(trouble, _Differs):
+        for holder, key, old, value in _candidates(small, trouble):
+            tried += 1
+            _set(holder, key, value)
+            after = _compare(small, graph, removed, inputs)
+            if not isinstance(after, _Differs) or after.step > trouble.step:
+                trouble = after
+                break
+            _set(holder, key, old)
+        else:
+            tried = TRIES
+        if tried >= TRIES:
+            where = trouble.where or type(small).__name__
+            raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
+    for shadow, ratio in trouble:
+        _rescale(small, graph, removed, shadow, ratio)
+
+
+def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> "_Differs | list[tuple[Tensor, float]]":
+    beside = _Beside(graph, removed)
+    with watched(small, beside.where):
+        try:
+            with beside:
+                call(small, inputs)
+        except _Differs as trouble:
+            return trouble
+        except GraphError:
+            raise
+        except Exception as error:
+            where = beside.where[-1]
+            step = beside.steps[min(beside.at, len(beside.steps) - 1)]
+            sizes = [(old, new, None) for s in step.shadows if s is not None for old, new in zip(s.shape, beside.left(s), strict=True) if old != new]
+            return _Differs(beside.at, where, f"{type(error).__name__}: {error}", sizes)
+    return beside.rescale
+
+
+def _candidates(small: nn.Module, trouble: _Differs) -> Iterator[tuple[Any, Any, int, int]]:
+    """Numbers near the trouble, innermost module first, that hold an old size, and what they might have to be."""
+    names = trouble.where.split(".") if trouble.where else []
+    holders = [small.get_submodule(".".join(names[:end])) for end in range(len(names), -1, -1)]
+    for exact in (True, False):
+        for module in holders:
+            yield from _numbers(vars(module), trouble, exact)
+            config = vars(module).get("config")
+            if config is not None and hasattr(config, "__dict__"):
+                yield from _numbers(vars(config), trouble, exact)
+
+
+def _numbers(values: dict[str, Any], trouble: _Differs, exact: bool) -> Iterator[tuple[Any, Any, int, int]]:
+    for key, value in list(values.items()):
+        if key.startswith("_") or isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            yield from ((values, key, value, new) for new in _values(value, trouble, exact))
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if isinstance(item, int) and not isinstance(item, bool):
+                    yield from ((value, i, item, new) for new in _values(item, trouble, exact))
+
+
+def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
+    found = set()
+    for old, new, got in trouble.sizes:
+        if exact:
+            guesses = [new] if value == old else []
+        else:
+            guesses = [value - (got - new)] if got is not None else []
+            guesses += [value * new // old] if value % old == 0 or (value * new) % old == 0 else []
+        for guess in guesses:
+            if guess > 0 and guess != value and guess not in found:
+                found.add(guess)
+                yield guess
+
+
+def _set(holder: Any, key: Any, value: int) -> None:
+    holder[key] = value
+
+
+def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float) -> None:
+    """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand."""
+    colouring = graph.colouring
+    colours = torch.unique(narrow(shadow))
+    if bool(colouring.is_head(colours).all()):
+        colours = torch.unique(torch.cat([members for head, members in colouring.members_of_head if head in set(colours.tolist()) and len(members) > 1][:1]))
+    parameters = dict(small.named_parameters())
+    for (name, dim), born in colouring.births.items():
+        if dim < 0 or name not in parameters or born[0] > colours[-1] or born[-1] < colours[0]:
+            continue
+        rows = torch.isin(born, colours)
+        if rows.any():
+            kept = rows[~removed[graph.births[name, dim]]]
+            for target in (name, name.removesuffix("weight") + "bias"):
+                if target in parameters:
+                    tensor, own = parameters[target], dim if target == name else 0
+                    factor = torch.where(kept, ratio, 1.0).to(tensor)
+                    with torch.no_grad():
+                        tensor.mul_(factor.view([-1 if d == own else 1 for d in range(tensor.ndim)]))

@@ -1,0 +1,172 @@
+"""What a smaller model needs around it: an optimizer that holds its parameters, statistics of its own, a file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruninglab.batches import batches
+from pruninglab.files import load_tensors, save_tensors
+from pruninglab.graph import left_shape
+from pruninglab.masks import Masks
+
+FORMAT = "pruninglab.slim"
+
+
+def remaining(tensor: Tensor, alive: Tensor, name: str) -> Tensor:
+    """What a mask (which may broadcast) leaves of a tensor, as a smaller tensor.
+
+    Raises:
+        GraphError: what is left is no whole tensor, because parts of it lose different numbers of channels.
+    """
+    small = alive.to(tensor.device)
+    for dim in range(alive.ndim):
+        others = [d for d in range(alive.ndim) if d != dim]
+        line = small.clone()
+        for other in others:
+            line = line.any(other, keepdim=True)
+        tensor = tensor if line.shape[dim] == 1 else tensor.index_select(dim, line.reshape(-1).nonzero().reshape(-1))
+        small = small if line.shape[dim] == 1 else small.index_select(dim, line.reshape(-1).nonzero().reshape(-1))
+    if small.all():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    shape = [left if size > 1 else whole for left, size, whole in zip(left_shape(small, name), small.shape, tensor.shape, strict=True)]
+    return tensor[small.expand(tensor.shape)].view(shape)
+
+
+def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, masks: Masks) -> None:
+    """Let an optimizer that trained `model` go on with `small`: its parameters are exchanged, its moments cut to fit.
+
+    Raises:
+        ValueError: the optimizer holds a parameter that is not the model's.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    after = dict(small.named_parameters(remove_duplicate=False))
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if strangers := [tuple(parameter.shape) for parameter in held if id(parameter) not in names]:
+        raise ValueError(f"this optimizer holds {len(strangers)} parameters that are not the model's: {strangers[:3]}")
+    for group in optimizer.param_groups:
+        kept = []
+        for old in group["params"]:
+            name = names[id(old)]
+            state = optimizer.state.pop(old, {})
+            if name not in after:  # in a block that is gone
+                continue
+            new = after[name]
+            kept.append(new)
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == old.shape and value.shape != new.shape:
+                    state[key] = remaining(value, masks[name], name)
+            if state:
+                optimizer.state[new] = state
+        group["params"] = kept
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, data: Any) -> nn.Module:
+    """Measure the running statistics of every batch norm anew, as the plain mean over some data; returns the model.
+
+    After pruning, what arrives at a norm has another mean and variance than what it was trained with.
+
+    Args:
+        model: changed in place; its mode is afterwards as it was.
+        data: as in `collect`; labels are not looked at.
+
+    Raises:
+        ValueError: the data are empty.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        for x, _ in batches(data) if norms else ():
+            model(**x) if isinstance(x, dict) else model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return model
+
+
+def save_slim(small: nn.Module, path: str | os.PathLike[str], original: nn.Module) -> None:
+    """Write a smaller model to one safetensors file, with a recipe of how it differs from the original.
+
+    Args:
+        small: what `slim` made.
+        path: the file, written whole or not at all.
+        original: the model before, or one like it; only its structure is looked at.
+    """
+    modules = dict(small.named_modules())
+    bypassed = sorted(
+        name
+        for name, module in original.named_modules()
+        if name in modules and type(modules[name]) is not type(module)
+    )
+    recipe: dict[str, Any] = {"numbers": {}, "bypassed": bypassed}
+    before = dict(_numbers(original))
+    for place, value in _numbers(small):
+        if place in before and before[place] != value:
+            recipe["numbers"][place] = value
+    tensors = dict([*small.named_parameters(), *small.named_buffers()])
+    save_tensors(path, tensors, {"format": FORMAT, "recipe": json.dumps(recipe)})
+
+
+def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn.Module:
+    """Rebuild a smaller model from the constructor of the original.
+
+    Args:
+        path: what `save_slim` wrote.
+        make: a function without arguments that makes the original model, such as `torchvision.models.resnet18`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is not whole, or it is of another model.
+    """
+    from pruninglab.blocks import Bypass
+
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that save_slim wrote")
+    recipe, model = json.loads(metadata["recipe"]), make()
+    for name in recipe["bypassed"]:
+        model.set_submodule(name, Bypass())
+    held = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    if held != set(tensors):
+        differing = sorted(held ^ set(tensors))
+        raise ValueError(f"this file is not of a {type(model).__name__} as it is made: {', '.join(differing[:5])} differ")
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for own, tensor in list(table.items()):
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    name = next(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t is tensor)
+                    new = tensors[name].to(tensor.dtype)
+                    made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if table is module._parameters else new
+                    made[id(made[id(tensor)])] = made[id(tensor)]
+                table[own] = made[id(tensor)]
+    for place, value in recipe["numbers"].items():
+        path_of, _, key = place.rpartition("/")
+        holder: Any = model.get_submodule(path_of.removesuffix("/config"))
+        holder = holder.config if path_of.endswith("/config") else holder
+        setattr(holder, key, tuple(value) if isinstance(getattr(holder, key), tuple) else value)
+    return model
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The whole numbers (and lists of them) that modules hold, by place: `module/attribute`."""
+    for name, module in model.named_modules():
+        for where, values in ((name, vars(module)), (f"{name}/config", vars(vars(module).get("config", object))) if hasattr(vars(module).get("config"), "__dict__") else (name, {})):
+            for key, value in values.items():
+                plain = isinstance(value, int) and not isinstance(value, bool)
+                row = isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value)
+                if not key.startswith("_") and (plain or row):
+                    yield f"{where}/{key}", list(value) if row else value
