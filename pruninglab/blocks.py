@@ -36,6 +36,7 @@ def see(model: nn.Module, names: list[str], inputs: Inputs) -> Seen:
     twice: set[str] = set()
     hooks = []
     for name in names:
+
         def note(_module: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
             twice.update({name} & seen.keys())
             seen[name] = (tuple(_copied(a) for a in args), kwargs, _copied(result))
@@ -100,7 +101,7 @@ def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
     empty = {name for name, mask in masks.items() if not mask.any()}
     if not empty:
         return []
-    names = []
+    names: list[str] = []
     for name, module in model.named_modules():
         own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
         inside = any(name.startswith(f"{other}.") for other in names)

@@ -6,7 +6,7 @@ the network really smaller.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -130,7 +130,8 @@ def choose(
     pseudo = {name: _spread(ranking, name) for name, ranking in named.items()}
     removed, carried = torch.zeros(graph.n, dtype=torch.bool), 0
     places = allocations.allocate(allocation, pseudo, keep)
-    for rivals, n in sorted(places.items(), key=lambda item: any(named[r].family.uneven for r in item[0]), reverse=True):
+    uneven_first = sorted(places.items(), key=lambda item: not any(named[rival].family.uneven for rival in item[0]))
+    for rivals, n in uneven_first:  # what their ties do not allow is made up for by the others
         left = compete([named[name] for name in rivals], n + carried)
         kept = 0
         for name, steps in zip(rivals, left, strict=True):
@@ -231,9 +232,7 @@ def search(
     return pick(min(tried, key=lambda keep: (abs(tried[keep] - budget), keep)))
 
 
-def nearest(
-    cost: Callable[[Tensor], float], rankings: Sequence[Ranking], removed: Tensor, budget: float
-) -> Tensor:
+def nearest(cost: Callable[[Tensor], float], rankings: Sequence[Ranking], removed: Tensor, budget: float) -> Tensor:
     """From a choice near a budget, the nearest that single steps of single families lead to."""
     best, gap = removed, abs(cost(removed) - budget)
     while True:
@@ -252,6 +251,3 @@ def nearest(
         if found is None:
             return best
         best = found
-
-
-__all__ = ["Iterable", "Ranking", "channel_scores", "choose", "compete", "fit", "masks_of", "nearest", "rank", "search"]

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruninglab.colours import Colouring, along, colours_of, narrow
+from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.layers import Exclude, entries, matches
 from pruninglab.tasks.training import evaluating
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
+STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
 HEADS = "heads"  # the kind of a family of attention heads
 
 
@@ -134,9 +135,7 @@ class Graph:
     def left(self, shadow: Tensor, gone: Tensor, what: str) -> list[int]:
         """The shape that remains of a tensor with this shadow; `gone` is (channels + 1,) bool, the last for none."""
         alive = ~gone[self.number[narrow(shadow)]]
-        return [
-            n if alive.shape[dim] > 1 else shadow.shape[dim] for dim, n in enumerate(left_shape(alive, what))
-        ]
+        return [n if alive.shape[dim] > 1 else shadow.shape[dim] for dim, n in enumerate(left_shape(alive, what))]
 
     def flops(self, removed: Tensor) -> int:
         """Floating-point operations of the traced run without some channels; 2 for a multiplication and addition."""
@@ -172,14 +171,14 @@ def left_shape(alive: Tensor, what: str) -> list[int]:
                 line = line.any(other, keepdim=True)
         sizes[dim] = int(line.sum())
     total = int(alive.sum())
-    for dim in [None, *reversed(dims)]:
+    for part in [None, *reversed(dims)]:
         tried = list(sizes)
-        if dim is not None:
-            counts = alive.sum(dim)
+        if part is not None:
+            counts = alive.sum(part)
             counts = torch.unique(counts[counts > 0])
             if len(counts) != 1:
                 continue
-            tried[dim] = int(counts)
+            tried[part] = int(counts)
         if math.prod(tried) == total:
             return tried
     raise GraphError(f"{what}: its parts lose different numbers of channels")
@@ -230,7 +229,7 @@ def trace(
             with torch.random.fork_rng(devices=[]):
                 steps, colouring.steps = colouring.steps, []
                 for module in model.modules():
-                    module.training = not isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
+                    module.training = not isinstance(module, STAYING)
                 with suppress(GraphError):  # an auxiliary head may need larger inputs; its channels are then not found
                     _run(model, example_inputs, colouring)
                 colouring.steps = steps
@@ -255,9 +254,7 @@ def _run(model: nn.Module, inputs: Inputs, colouring: Colouring) -> None:
     colouring.finish(outputs)
 
 
-def channel_groups(
-    model: nn.Module, example_inputs: Inputs, exclude: Exclude | Iterable[Exclude] = ()
-) -> list[Group]:
+def channel_groups(model: nn.Module, example_inputs: Inputs, exclude: Exclude | Iterable[Exclude] = ()) -> list[Group]:
     """All channels of a model, each with every place in its parameters and buffers that it takes up.
 
     Args:
@@ -275,11 +272,7 @@ def channel_groups(
         for channels in tensors:
             for channel, member in _members(name, channels):
                 members[channel].append(member)
-    return [
-        Group(family.get(c, -1), tuple(found), graph.kept.get(c, ""))
-        for c, found in enumerate(members)
-        if found
-    ]
+    return [Group(family.get(c, -1), tuple(found), graph.kept.get(c, "")) for c, found in enumerate(members) if found]
 
 
 def _members(name: str, channels: Tensor) -> Iterator[tuple[int, Member]]:
@@ -367,7 +360,9 @@ def _families(
             signatures[channel].append(b)
     axis = _components(n, births.values())
     keys: dict[tuple[int, ...], int] = {}
-    cell = np.array([keys.setdefault((a, *signature), len(keys)) for a, signature in zip(axis.tolist(), signatures, strict=True)])
+    cell = np.array(
+        [keys.setdefault((a, *signature), len(keys)) for a, signature in zip(axis.tolist(), signatures, strict=True)]
+    )
     tied = [torch.from_numpy(cell[sorted({c for block in tie for c in block})]) for tie in distinct]
     joined = _components(len(keys), tied)
     order = np.argsort(cell, kind="stable")
@@ -450,6 +445,3 @@ def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:
     rows, columns = np.concatenate(left), np.concatenate(right)
     matrix = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n))
     return connected_components(matrix, directed=False)[1]
-
-
-__all__ = ["Family", "Graph", "GraphError", "Group", "Inputs", "Member", "along", "call", "channel_groups", "trace", "watched"]

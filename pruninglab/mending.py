@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pruninglab.colours import narrow
+from pruninglab.colours import Step, narrow
 from pruninglab.graph import Graph, GraphError, Inputs, call, watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 
 
-class _Differs(Exception):
-    """The smaller model does not do what the larger one did: at which step, and what would be right."""
+Sizes = list[tuple[int, int, int | None]]  # of one dimension: before, as it must be, as it came out
 
-    def __init__(self, step: int, where: str, what: str, sizes: list[tuple[int, int, int | None]]) -> None:
+
+class _Differs(Exception):
+    """The smaller model does not do what the larger one did: at which step, where, and what would be right."""
+
+    def __init__(self, step: int, where: str, what: str, sizes: Sizes) -> None:
         super().__init__(what)
         self.step, self.where, self.what, self.sizes = step, where, what, sizes
 
@@ -45,13 +48,18 @@ class _Beside(TorchDispatchMode):
             self._sizes[key] = self.graph.left(shadow, self.gone, f"a step in {self.where[-1]}")
         return self._sizes[key]
 
+    def changes(self, step: Step) -> Sizes:
+        """Which sizes of a step's results change."""
+        shadows = [shadow for shadow in step.shadows if shadow is not None]
+        pairs = [pair for shadow in shadows for pair in zip(shadow.shape, self.left(shadow), strict=True)]
+        return [(old, new, None) for old, new in pairs if old != new]
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.removeprefix("aten::")
         step = self.steps[self.at] if self.at < len(self.steps) else None
         if step is None or step.name != name:
             raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
-        wanted = [(shadow, self.left(shadow)) for shadow in step.shadows if shadow is not None]
-        changed = [(old, new, None) for s, left in wanted for old, new in zip(s.shape, left, strict=True) if old != new]
+        changed = self.changes(step)
         try:
             out = function(*args, **(kwargs or {}))
         except Exception as error:
@@ -59,9 +67,10 @@ class _Beside(TorchDispatchMode):
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for result, shadow in zip(results, step.shadows, strict=False):
             if shadow is not None and list(result.shape) != self.left(shadow):
-                left = self.left(shadow)
-                sizes = [(old, new, got) for old, new, got in zip(shadow.shape, left, result.shape, strict=False) if new != got]
-                raise _Differs(self.at, self.where[-1], f"{name} gives {tuple(result.shape)} instead of {tuple(left)}", sizes)
+                left, got = self.left(shadow), list(result.shape)
+                sizes = list(zip(shadow.shape, left, got, strict=False)) if len(left) == len(got) else []
+                what = f"{name} gives {tuple(got)} instead of {tuple(left)}"
+                raise _Differs(self.at, self.where[-1], what, [three for three in sizes if three[1] != three[2]])
         if name in ("mul", "div", "mul_", "div_") and step.operands and step.operands[0] is not None:
             numbers = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
             if len(numbers) == len(step.numbers) == 1 and numbers[0] != step.numbers[0] and numbers[0]:
@@ -96,14 +105,18 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
             _set(holder, key, old)
         else:
             tried = TRIES
-        if tried >= TRIES:
+        if isinstance(trouble, _Differs) and tried >= TRIES:
             where = trouble.where or type(small).__name__
             raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
     for shadow, ratio in trouble:
         _rescale(small, graph, removed, shadow, ratio)
 
 
-def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> "_Differs | list[tuple[Tensor, float]]":
+Factors = list[tuple[Tensor, float]]
+
+
+def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> _Differs | Factors:
+    """The first trouble that the smaller model has, or by which factors its numbers differ from the larger one's."""
     beside = _Beside(graph, removed)
     with watched(small, beside.where):
         try:
@@ -113,11 +126,10 @@ def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) ->
             return trouble
         except GraphError:
             raise
-        except Exception as error:
-            where = beside.where[-1]
+        except Exception as error:  # between two steps, such as an assertion
             step = beside.steps[min(beside.at, len(beside.steps) - 1)]
-            sizes = [(old, new, None) for s in step.shadows if s is not None for old, new in zip(s.shape, beside.left(s), strict=True) if old != new]
-            return _Differs(beside.at, where, f"{type(error).__name__}: {error}", sizes)
+            what = f"{type(error).__name__}: {error}"
+            return _Differs(beside.at, beside.where[-1], what, beside.changes(step))
     return beside.rescale
 
 
@@ -167,8 +179,10 @@ def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ra
     """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand."""
     colouring = graph.colouring
     colours = torch.unique(narrow(shadow))
-    if bool(colouring.is_head(colours).all()):
-        colours = torch.unique(torch.cat([members for head, members in colouring.members_of_head if head in set(colours.tolist()) and len(members) > 1][:1]))
+    if bool(colouring.is_head(colours).all()):  # a factor of the scores: one of the two that were multiplied takes it
+        heads = set(colours.tolist())
+        found = [members for head, members in colouring.members_of_head if head in heads and len(members) > 1]
+        colours = torch.unique(torch.cat(found[: len(heads)]))
     parameters = dict(small.named_parameters())
     for (name, dim), born in colouring.births.items():
         if dim < 0 or name not in parameters or born[0] > colours[-1] or born[-1] < colours[0]:

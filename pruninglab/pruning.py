@@ -58,8 +58,8 @@ def prune(
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
         unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns; "channel",
             "head" or "layer" for what `slim` can cut out afterwards.
-        allocation: "global", "uniform", "isomorphic", "erk" or "lamp", or a function (`partial(global_, min_keep=20)`). Has nothing
-            to decide for an N:M unit.
+        allocation: "global", "uniform", "isomorphic", "erk" or "lamp", or a function
+            (`partial(global_, min_keep=20)`). Has nothing to decide for an N:M unit.
         data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights.
         loss: `loss(model(x), y)`, the batch's mean; cross-entropy if not given.
         initial: the untrained model or its state dict, for criteria that ask for `initial_weight`.

@@ -32,7 +32,8 @@ def remaining(tensor: Tensor, alive: Tensor, name: str) -> Tensor:
         small = small if line.shape[dim] == 1 else small.index_select(dim, line.reshape(-1).nonzero().reshape(-1))
     if small.all():
         return tensor.clone(memory_format=torch.contiguous_format)
-    shape = [left if size > 1 else whole for left, size, whole in zip(left_shape(small, name), small.shape, tensor.shape, strict=True)]
+    left = left_shape(small, name)
+    shape = [left[d] if small.shape[d] > 1 else tensor.shape[d] for d in range(small.ndim)]
     return tensor[small.expand(tensor.shape)].view(shape)
 
 
@@ -106,9 +107,7 @@ def save_slim(small: nn.Module, path: str | os.PathLike[str], original: nn.Modul
     """
     modules = dict(small.named_modules())
     bypassed = sorted(
-        name
-        for name, module in original.named_modules()
-        if name in modules and type(modules[name]) is not type(module)
+        name for name, module in original.named_modules() if name in modules and type(modules[name]) is not type(module)
     )
     recipe: dict[str, Any] = {"numbers": {}, "bypassed": bypassed}
     before = dict(_numbers(original))
@@ -139,20 +138,12 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
         model.set_submodule(name, Bypass())
     held = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     if held != set(tensors):
-        differing = sorted(held ^ set(tensors))
-        raise ValueError(f"this file is not of a {type(model).__name__} as it is made: {', '.join(differing[:5])} differ")
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for own, tensor in list(table.items()):
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    name = next(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t is tensor)
-                    new = tensors[name].to(tensor.dtype)
-                    made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if table is module._parameters else new
-                    made[id(made[id(tensor)])] = made[id(tensor)]
-                table[own] = made[id(tensor)]
+        differing = ", ".join(sorted(held ^ set(tensors))[:5])
+        raise ValueError(f"this file is not of a {type(model).__name__} as it is made: {differing} differ")
+    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensors[names[id(tensor)]].to(tensor)  # in place, so that tied weights stay tied
     for place, value in recipe["numbers"].items():
         path_of, _, key = place.rpartition("/")
         holder: Any = model.get_submodule(path_of.removesuffix("/config"))
@@ -164,7 +155,11 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The whole numbers (and lists of them) that modules hold, by place: `module/attribute`."""
     for name, module in model.named_modules():
-        for where, values in ((name, vars(module)), (f"{name}/config", vars(vars(module).get("config", object))) if hasattr(vars(module).get("config"), "__dict__") else (name, {})):
+        config = vars(module).get("config")
+        places = [(name, vars(module))]
+        if hasattr(config, "__dict__"):
+            places.append((f"{name}/config", vars(config)))
+        for where, values in places:
             for key, value in values.items():
                 plain = isinstance(value, int) and not isinstance(value, bool)
                 row = isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value)

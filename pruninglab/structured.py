@@ -1,4 +1,4 @@
-"""`prune` for what can be cut out: from a criterion and a budget to masks that empty whole channels, heads or blocks."""
+"""`prune` for what can be cut out: from a criterion and a budget to masks that empty channels, heads or blocks."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,8 +11,8 @@ from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.batches import batches
 from pruninglab.blocks import block_masks, bypass, removable, see
-from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank, search
+from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.graph import Graph, GraphError, Inputs, call, head_families, trace
 from pruninglab.layers import PRUNABLE, Exclude, entries, matches
 from pruninglab.masks import Masks
@@ -82,11 +82,13 @@ def prune_blocks(
 ) -> Masks:
     """Empty the residual blocks with the lowest scores: a fraction of them, or as many as a budget asks for.
 
-    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors; any other one speaks for a block with
-    the mean of its weights' scores.
+    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors; any other one speaks for a block
+    with the mean of its weights' scores.
     """
     blocks = [
-        name for name in removable(model, inputs) if not any(matches(e, name, model.get_submodule(name)) for e in exclude)
+        name
+        for name in removable(model, inputs)
+        if not any(matches(e, name, model.get_submodule(name)) for e in exclude)
     ]
     if not blocks:
         raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
@@ -121,7 +123,7 @@ def _blocks_cost(kind: str, model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, asking: Asking) -> dict[str, float]:
-    function, data, loss, initial, seed, _ = asking
+    function, data = asking[:2]
     if set(criteria.needs(function)) & set(OF_BLOCKS):
         x = inputs if data is None else next(iter(batches(data)))[0]
         found = {}
@@ -189,9 +191,9 @@ def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
 
     def params(removed: Tensor) -> float:
-        alive = graph.alive(removed)
-        gone = sum(sizes[name] - int(mask.sum()) * (sizes[name] // mask.numel()) for name, mask in alive.items() if name in sizes)
-        return everything - gone
+        alive = {name: mask for name, mask in graph.alive(removed).items() if name in sizes}
+        left = {name: int(mask.sum()) * (sizes[name] // mask.numel()) for name, mask in alive.items()}
+        return everything - sum(sizes[name] - left[name] for name in left)
 
     if kind == "params":
         return params
@@ -205,6 +207,3 @@ def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
             return measure.latency(lambda: call(small, inputs)).low
 
     return measured
-
-
-__all__ = ["BudgetError", "first_sample", "prune_structures", "reasons"]

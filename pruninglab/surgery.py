@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruninglab.blocks import bypass, emptied_blocks
-from pruninglab.graph import Graph, Inputs, left_shape, trace
+from pruninglab.graph import Graph, Inputs, trace
 from pruninglab.masks import Masks
 from pruninglab.mending import mend
 from pruninglab.slimmed import recalibrate as recalibrate_norms
@@ -135,7 +135,10 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs)
             smaller = remaining(tensor.detach(), alive[name], name)
             whole = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(smaller, tensor.requires_grad) if whole else smaller
-    before = {name: {n: p.shape for n, p in module.named_parameters(recurse=False)} for name, module in model.named_modules()}
+    before = {
+        name: {own: tensor.shape for own, tensor in module.named_parameters(recurse=False)}
+        for name, module in model.named_modules()
+    }
     grads = {name: p.grad for name, p in model.named_parameters()}
     try:
         for p in model.parameters():
@@ -144,8 +147,9 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs)
     finally:
         for name, p in model.named_parameters():
             p.grad = grads[name]
+    touched = {name.rpartition(".")[0] for name in alive}
     for name, module in small.named_modules():
-        if any(f"{name}.{own}".lstrip(".") in alive for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))):
+        if name in touched:
             _renumber(module, before[name])
     mend(small, graph, removed, example_inputs)
     return small
@@ -170,7 +174,7 @@ def _renumber(module: nn.Module, before: Mapping[str, torch.Size]) -> None:
         tensor = weight if weight is not None else module.running_mean
         module.num_features = len(tensor)  # type: ignore[arg-type]
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        module.normalized_shape = tuple(weight.shape)  # type: ignore[union-attr, assignment]
+        module.normalized_shape = tuple(weight.shape)  # type: ignore[union-attr]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = len(weight)  # type: ignore[arg-type]
     elif isinstance(module, nn.Embedding):

@@ -15,7 +15,11 @@ Places = Mapping[str, int] | Mapping[tuple[str, ...], int]
 Allocation = Callable[..., Places]
 
 ALLOCATIONS: dict[str, Allocation] = {
-    "uniform": uniform, "global": global_, "isomorphic": isomorphic, "erk": erk, "lamp": lamp
+    "uniform": uniform,
+    "global": global_,
+    "isomorphic": isomorphic,
+    "erk": erk,
+    "lamp": lamp,
 }
 
 

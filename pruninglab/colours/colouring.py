@@ -1,0 +1,102 @@
+"""The run itself: which rule follows which operation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pruninglab.colours import elementwise, moves, products
+from pruninglab.colours.palette import Palette, Step
+
+MOVES = frozenset(
+    "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind squeeze "
+    "unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat constant_pad_nd unfold "
+    "as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col "
+    "lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy lift_fresh_copy positive "
+    "gather".split()
+)
+PRODUCTS = frozenset("mm bmm addmm baddbmm linear dot mv matmul".split())
+POINTWISE = frozenset("hardswish hardswish_ native_dropout hardsigmoid mish where masked_fill masked_fill_".split())
+PASSES = frozenset("_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp".split())
+REDUCTIONS = frozenset("mean sum amax amin max min var std linalg_vector_norm prod logsumexp any all argmax".split())
+SPATIAL = frozenset(
+    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d "
+    "upsample_nearest1d upsample_bicubic2d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d replication_pad1d "
+    "replication_pad2d".split()
+)
+CREATIONS = frozenset(
+    "new_zeros new_ones new_full new_empty new_empty_strided zeros_like ones_like empty_like full_like rand_like "
+    "randn_like zero_ fill_ normal_ uniform_ bernoulli_ _local_scalar_dense is_same_size".split()
+)
+
+
+class Colouring(Palette, TorchDispatchMode):
+    """Watches one run of a model and colours it; `finish(outputs)` ends the run."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        operands = [self.shadow(tensor) for tensor in tensors]
+        self.ran.add(self.where[-1])
+        out = function(*args, **kwargs)
+        leaves = [found[0] for tensor in tensors if (found := self.leaf(tensor))]
+        self.touched.update(leaves)
+        name = function._schema.name.removeprefix("aten::")
+        self.work = None
+        if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
+            rule_for(name, function)(self, name, out, args, kwargs)
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
+        self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands, self.work))
+        return out
+
+    def finish(self, outputs: Any) -> None:
+        """Freeze what the caller gets to see: of a dictionary with logits (as transformers return) only those."""
+        for leaf in tree_leaves(getattr(outputs, "logits", outputs)):
+            self.freeze(self.shadow(leaf), "the output")
+        self.ties += list(moves.split_dimensions(self))
+
+
+Rule = Callable[[Palette, str, Any, Any, Any], None]
+
+
+def rule_for(name: str, function: Any) -> Rule:
+    """The rule of an operation: a function of (palette, name, its result, its arguments, its named arguments)."""
+    plain = name if name.startswith("_") else name.rstrip("_")
+    if name in RULES:
+        return RULES[name]
+    if plain in RULES:
+        return RULES[plain]
+    if any(norm in name for norm in ("layer_norm", "group_norm", "batch_norm", "rms_norm")):
+        return elementwise.norm
+    return elementwise.pointwise if torch.Tag.pointwise in function.tags else unknown
+
+
+def ignored(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """What makes a new tensor of a given shape, or changes numbers but no channel."""
+
+
+def unknown(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """What is not known keeps its channels: nothing that enters it may be cut."""
+    for tensor in tree_leaves((args, kwargs)):
+        c.freeze(c.shadow(tensor), f"{name} cannot be followed")
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CREATIONS, ignored),
+    "as_strided_": ignored,  # only ever tells a result how it lies in memory
+    **dict.fromkeys(SPATIAL, elementwise.spatial),
+    **dict.fromkeys(PASSES, elementwise.passed),
+    **dict.fromkeys(REDUCTIONS, elementwise.reduced),
+    **dict.fromkeys(POINTWISE, elementwise.pointwise),
+    **dict.fromkeys(MOVES, moves.moved),
+    **dict.fromkeys(PRODUCTS, products.product),
+    "copy_": moves.copied,
+    "embedding": products.embedding,
+    "convolution": products.convolution,
+    "_convolution": products.convolution,
+}

@@ -1,0 +1,126 @@
+"""What works element by element, and what passes colours on: norms, reductions, pooling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pruninglab.colours.palette import Palette
+from pruninglab.colours.shadows import narrow
+
+ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  # may run over channels, as in a norm
+LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
+
+
+def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    result = tree_leaves(out)[0]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = [t for t in tensors if c.leaf(t) and t not in c.shadows]
+    total: Tensor | None = None
+    for tensor in [t for t in tensors if not any(t is leaf for leaf in leaves)] + leaves:
+        shape = (1,) * (result.ndim - tensor.ndim) + tuple(tensor.shape)
+        if any(tensor is leaf for leaf in leaves):
+            adopt(c, tensor, shape, total)
+        shadow = c.shadow(tensor)
+        if shadow is not None:
+            total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow, result)
+    c.put(result, total)
+
+
+def met(c: Palette, a: Tensor | None, b: Tensor, result: Tensor) -> Tensor:
+    """The colours of two operands that were joined element by element."""
+    if a is None:
+        return b
+    if a is b:
+        return a
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    for one, other in ((a, b), (b, a)):
+        spread = [d for d in range(len(shape)) if one.shape[d] == 1 < shape[d] and c.varies(other, d)]
+        if spread and (c.whole_heads or not any(c.varies(one, d) for d in range(one.ndim))):
+            if not c.whole_heads:
+                c.freeze(one, "one channel acts on many")
+            return other.expand(shape)
+    small_a, small_b = narrow(a.expand(shape)), narrow(b.expand(shape))
+    c.unite(small_a, small_b)
+    # A head's colour wins over a channel's; else the first that there is, so that colours keep their birth.
+    first = torch.where((small_a == 0) | (c.is_head(small_b) & ~c.is_head(small_a)), small_b, small_a)
+    return first.expand(shape)
+
+
+def adopt(c: Palette, tensor: Tensor, shape: tuple[int, ...], total: Tensor | None) -> None:
+    """A parameter that acts element by element has the colours of what it acts on."""
+    name, whole = c.leaf(tensor)  # type: ignore[misc]
+    if name in c.elements or whole.numel() == 1:
+        return
+    if total is None or tensor.shape != whole.shape or tensor.stride() != whole.stride():
+        if whole.numel() <= LARGEST:
+            c.as_activation(tensor)
+        return
+    wide = total.expand(torch.broadcast_shapes(total.shape, shape))
+    if not any(size > 1 and c.varies(wide, d) for d, size in enumerate(shape)):
+        return  # a number for all channels
+    spread = [d for d, size in enumerate(shape) if size == 1 < wide.shape[d]]
+    colours = c.fold(wide, spread, unite=not c.whole_heads) if spread else wide
+    c.elements[name] = colours.reshape(whole.shape).clone()
+    c.cut(name, c.elements[name])
+
+
+def passed(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    shadow = c.shadow(args[0])
+    if shadow is not None:
+        if c.varies(shadow, args[1]):
+            c.freeze(shadow, f"{name} runs over channels")
+        c.put(out, shadow)
+
+
+def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    shadow = c.shadow(args[0])
+    if shadow is None:
+        return
+    lists = [arg for arg in (*args[1:], kwargs.get("dim")) if isinstance(arg, (list, tuple))]
+    numbers = [arg for arg in args[1:] if isinstance(arg, int) and not isinstance(arg, bool)]
+    dims = list(lists[0]) if lists else numbers[:1] if name in ("max", "min", "amax", "argmax", "prod") else []
+    dims = dims or list(range(shadow.ndim))
+    plain = name.rstrip("_")
+    if plain not in ORDINARY_SUMS:
+        for dim in dims:
+            if c.varies(shadow, dim):
+                c.freeze(shadow, f"{name} runs over channels")
+    folded = c.fold(shadow, dims)
+    for result in tree_leaves(out):
+        if isinstance(result, Tensor):
+            kept = (
+                folded
+                if result.ndim == folded.ndim
+                else folded.reshape(
+                    [size for d, size in enumerate(folded.shape) if d not in {dim % shadow.ndim for dim in dims}]
+                )
+            )
+            c.put(result, kept)
+
+
+def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    shadow = c.shadow(args[0])
+    if shadow is not None:
+        result = tree_leaves(out)[0]
+        changed = [d for d in range(shadow.ndim) if shadow.shape[d] != result.shape[d]] or [shadow.ndim - 1]
+        folded = c.fold(shadow, changed, unite=True)
+        for leaf in tree_leaves(out):
+            c.put(leaf, folded)
+
+
+def norm(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    shadow, result = c.shadow(args[0]), tree_leaves(out)[0]
+    if shadow is None:
+        return
+    over_channels = "layer_norm" in name or "rms_norm" in name
+    own = list(range(shadow.ndim - len(args[1]), shadow.ndim)) if over_channels else [1]
+    colours = c.fold(shadow, [d for d in range(shadow.ndim) if d not in own], unite=True)
+    for arg in tree_leaves(args[1:]):
+        if isinstance(arg, Tensor) and (found := c.leaf(arg)):
+            c.cut(found[0], colours.reshape(found[1].shape))
+            c.elements[found[0]] = c.cuts[found[0]][0]
+    if "group_norm" in name and args[6] > 1:
+        c.ties.append(list(colours.reshape(args[6], -1)))
+    c.put(result, shadow)

@@ -1,0 +1,120 @@
+"""What only moves numbers: the same is done to the shadow."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pruninglab.colours.palette import Palette
+from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow
+
+SPLITS = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
+
+
+def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    moving = tensors[:1] if name in ("index", "index_select", "gather") else tensors
+    if not any(t in c.shadows for t in moving) and all(
+        c.leaf(result) for result in tree_leaves(out) if isinstance(result, Tensor)
+    ):
+        return  # a view of a parameter is found again by its storage
+    shadows = {id(t): c.as_activation(t) for t in moving}
+    if all(shadow is None for shadow in shadows.values()):
+        return
+    if name in ("_to_copy", "clone", "alias", "detach", "contiguous", "lift_fresh", "positive", "tril", "triu"):
+        c.put(out, shadows[id(moving[0])])
+        return
+
+    def swap(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in shadows:
+            return leaf
+        shadow = shadows[id(leaf)]
+        return torch.zeros(leaf.shape, dtype=torch.int64) if shadow is None else shadow
+
+    first: Any = shadows[id(moving[0])]
+    if name in SPLITS:
+        moved: Any = merged(c, first, out.shape).reshape(out.shape)
+    elif name in ("roll", "flip") and not any(c.varies(first, d) for d in args[-1]):
+        moved = first
+    elif name == "cat":
+        moved = cat([swap(t) for t in args[0]], args[1] if len(args) > 1 else kwargs.get("dim", 0))
+    elif name == "constant_pad_nd":
+        moved = padded(c, swap(args[0]), args[1])
+    else:
+        options = {key: tree_map(swap, value) for key, value in kwargs.items() if key in ("dim", "index", "dims")}
+        moved = getattr(torch.ops.aten, name)(*tree_map(swap, args), **options)
+    results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    for result, shadow in zip(results, tree_leaves(moved), strict=True):
+        c.put(result, shadow)
+    if name in SPLITS and moved.ndim > 1:
+        c.views.append(c.shadow(out))  # type: ignore[arg-type]
+    if name in ("split", "split_with_sizes", "chunk"):
+        dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        if c.varies(shadows[id(moving[0])], dim):  # type: ignore[arg-type]
+            c.ties.append([row for r in results if (s := c.shadow(r)) is not None for row in lines(c, s, dim)])
+    if name == "slice" and out.shape != args[0].shape:
+        whole, part = colours_of(shadows[id(args[0])]), colours_of(c.shadow(out))
+        rest = whole[~torch.isin(whole, part)]
+        if len(rest) and len(part):
+            c.ties.append([part, rest])
+
+
+def padded(c: Palette, shadow: Tensor, padding: Sequence[int]) -> Tensor:
+    """Zeros beside a position belong to its channel; zeros beside channels are channels that have yet to be met."""
+    for i in range(len(padding) // 2):
+        dim, low, high = shadow.ndim - 1 - i, padding[2 * i], padding[2 * i + 1]
+        if not c.varies(shadow, dim):
+            size = shadow.shape[dim] + low + high
+            shadow = shadow.narrow(dim, 0, 1).expand([*shadow.shape[:dim], size, *shadow.shape[dim + 1 :]])
+            continue
+        if low < 0 or high < 0:
+            shadow = shadow.narrow(dim, max(-low, 0), shadow.shape[dim] + min(low, 0) + min(high, 0))
+        sides = [c.new(size) for size in (max(low, 0), max(high, 0))]
+        before, after = shadow.shape[:dim], shadow.shape[dim + 1 :]
+        wide = [along(side, dim, shadow.ndim).expand(*before, len(side), *after) for side in sides]
+        shadow = cat([wide[0], shadow, wide[1]], dim)
+        if low == high:
+            c.ties.append(sides)
+    return shadow
+
+
+def merged(c: Palette, shadow: Tensor, shape: torch.Size) -> Tensor:
+    """Before dimensions become one: where the inner one is not what shrinks (a shuffle), it must go as a whole."""
+    for dims in joined_dimensions(shadow.shape, shape):
+        varying = [d for d in dims if c.varies(shadow, d)]
+        if len(varying) > 1:
+            rows = lines(c, shadow, varying[-1])
+            split = {tuple(row) for block in split_dimensions(c) for row in torch.stack(block).tolist()}
+            if not all(tuple(row) in split for row in rows.tolist()):
+                c.fold(shadow, varying[1:], unite=True)
+    return shadow
+
+
+def split_dimensions(c: Palette) -> Iterator[list[Tensor]]:
+    """Where a dimension of channels was split by a view, the last part shrinks, by the same number everywhere."""
+    for shadow in c.views:
+        small = c.root(narrow(shadow))
+        dims = [d for d in range(small.ndim) if c.varies(small, d)]
+        if len(dims) > 1:
+            rows = lines(c, shadow, dims[-1])
+            if len(rows) > 1:
+                yield list(rows)
+
+
+def lines(c: Palette, shadow: Tensor, dim: int) -> Tensor:
+    """The distinct lines of colours along a dimension, (lines, size); a colour may come more than once in a line."""
+    small, dim = narrow(shadow), dim % shadow.ndim
+    lines = c.root(small.expand([*small.shape[:dim], shadow.shape[dim], *small.shape[dim + 1 :]])).movedim(dim, -1)
+    return torch.unique(lines.reshape(-1, lines.shape[-1]), dim=0)
+
+
+def copied(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    shadow = c.as_activation(args[1])
+    if shadow is None:
+        return
+    if args[0]._is_view():
+        c.freeze(shadow, "a write into a part of a tensor cannot be followed")
+    else:
+        c.put(out, shadow)

@@ -1,0 +1,206 @@
+"""The colours of a run, which of them have met, and the shadows of its tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pruninglab.colours.shadows import along, narrow, tight
+
+
+@dataclass
+class Step:
+    """One operation of the watched run: its name, the module it ran in, the shadows and the numbers that it used."""
+
+    name: str
+    module: str
+    shadows: list[Tensor | None]
+    numbers: tuple[float, ...]
+    operands: list[Tensor | None] = field(default_factory=list)
+    work: "Work | None" = None
+
+
+@dataclass
+class Work:
+    """The multiplications of a step: (entries of a weight) × positions, or those of a product of two activations."""
+
+    positions: int
+    weight: str | None = None
+    share: float = 1.0  # of the weight that takes part
+    summed: Tensor | None = None  # of a product: the shadow of what is summed over
+    summed_size: int = 0
+    result: tuple[int, ...] = ()
+
+
+class Palette:
+    """What is known of the colours of a run.
+
+    Attributes:
+        cuts: parameter or buffer name → tensors of colours that broadcast to its shape, one for each of its dimensions
+            along which channels lie.
+        born: colour → where it began: (parameter, dimension, index).
+        ties: sets of colours of which each must lose the same fraction.
+        frozen: (colours, why they cannot be removed).
+        heads: a colour for each attention head → the colours of its channels.
+        steps: all operations, in order.
+    """
+
+    def __init__(self, model: nn.Module, *, whole_heads: bool = False) -> None:
+        self.whole_heads = whole_heads
+        self.cuts: dict[str, list[Tensor]] = {}
+        self.births: dict[tuple[str, int], Tensor] = {}
+        self.reads: dict[str, Tensor] = {}
+        self.ties: list[list[Tensor]] = []
+        self.views: list[Tensor] = []
+        self.frozen: list[tuple[Tensor, str]] = []
+        self.members_of_head: list[tuple[int, Tensor]] = []
+        self.steps: list[Step] = []
+        self.where: list[str] = [""]
+        self.touched: set[str] = set()
+        self.ran: set[str] = set()
+        self.work: Work | None = None
+        self._parent = np.zeros(1, dtype=np.int64)
+        self._virtual = np.zeros(1, dtype=bool)
+        self.shadows: Any = WeakIdKeyDictionary()
+        self.elements: dict[str, Tensor] = {}
+        self._leaves: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and tensor.numel():
+                self._leaves.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+
+    def new(self, n: int, *, virtual: bool = False) -> Tensor:
+        """N new colours."""
+        first = len(self._parent)
+        self._parent = np.concatenate([self._parent, np.arange(first, first + n)])
+        self._virtual = np.concatenate([self._virtual, np.full(n, virtual)])
+        return torch.arange(first, first + n)
+
+    def root(self, colours: Tensor) -> Tensor:
+        """What each colour has become after all that has met so far."""
+        now = self._parent[colours.numpy()]
+        while True:
+            further = self._parent[now]
+            if np.array_equal(further, now):
+                return torch.from_numpy(now)
+            now = further
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Make colours that stand in the same place one; 0 (none) joins nothing. A head is not a channel."""
+        a, b = torch.broadcast_tensors(a, b)
+        a, b = a.reshape(-1), b.reshape(-1)
+        both = (a != 0) & (b != 0) & (a != b)
+        if not both.any():
+            return
+        coded = torch.unique(a[both] * len(self._parent) + b[both])  # a pair as one number
+        pairs = torch.stack([coded // len(self._parent), coded % len(self._parent)], 1)
+        left, right = self._virtual[pairs[:, 0].numpy()], self._virtual[pairs[:, 1].numpy()]
+        mixed = torch.from_numpy(left != right)
+        for x, y in pairs[mixed].tolist():
+            head, member = (x, y) if self._virtual[x] else (y, x)
+            self.members_of_head.append((head, torch.tensor([member])))
+        parent = self._parent
+        for x, y in pairs[~mixed].tolist():
+            while parent[x] != x:
+                parent[x] = x = parent[parent[x]]
+            while parent[y] != y:
+                parent[y] = y = parent[parent[y]]
+            if x != y:
+                parent[max(x, y)] = min(x, y)
+
+    def is_head(self, colours: Tensor) -> Tensor:
+        return torch.from_numpy(self._virtual[colours.numpy()])
+
+    def varies(self, shadow: Tensor, dim: int) -> bool:
+        """Whether colours differ along a dimension."""
+        if shadow.shape[dim] == 1 or shadow.stride(dim) == 0:
+            return False
+        shadow = self.root(narrow(shadow))
+        return bool((shadow != shadow.narrow(dim, 0, 1)).any())
+
+    def fold(self, shadow: Tensor, dims: Sequence[int], *, unite: bool = False) -> Tensor:
+        """Colours with `dims` made 1: the common colour, or 0 where there is none; with `unite` they become one."""
+        dims = [dim % shadow.ndim for dim in dims]
+        small = narrow(shadow)
+        if all(small.shape[dim] == 1 for dim in dims):
+            folded = small
+        elif unite:
+            folded = small.amax(dims, keepdim=True)
+            self.unite(small, folded)
+        else:
+            roots = self.root(small)
+            highest = roots.amax(dims, keepdim=True)
+            alike = ((roots == highest) | (roots == 0)).all(dims[0], keepdim=True)
+            for dim in dims[1:]:
+                alike = alike.all(dim, keepdim=True)
+            folded = torch.where(alike, small.amax(dims, keepdim=True), 0)
+        return folded.expand([1 if dim in dims else size for dim, size in enumerate(shadow.shape)])
+
+    def freeze(self, colours: Tensor | None, why: str) -> None:
+        if colours is not None:
+            distinct = torch.unique(colours)
+            if len(distinct := distinct[distinct != 0]):
+                self.frozen.append((distinct, f"{why} in {self.where[-1] or 'the model'}"))
+
+    def leaf(self, tensor: Any) -> tuple[str, Tensor] | None:
+        """The parameter or buffer that a tensor is, or is a view of."""
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            return None
+        for name, whole in self._leaves.get(tensor.untyped_storage().data_ptr(), ()):
+            offset = tensor.storage_offset() - whole.storage_offset()
+            if 0 <= offset < max(whole.numel(), 1) and tensor.dtype == whole.dtype:
+                return name, whole
+        return None
+
+    def shadow(self, tensor: Any) -> Tensor | None:
+        """The colours of a tensor, or None if it has none. A parameter used as an activation gets some of its own."""
+        if not isinstance(tensor, Tensor):
+            return None
+        known = self.shadows.get(tensor)
+        if known is not None:
+            return known
+        found = self.leaf(tensor)
+        if found is None:
+            return None
+        name, whole = found
+        if name not in self.elements:
+            return None
+        elements = self.elements[name]
+        if tensor.shape == whole.shape and tensor.stride() == whole.stride():
+            return elements
+        offset = tensor.storage_offset() - whole.storage_offset()
+        laid_out = torch.empty_strided(whole.shape, whole.stride(), dtype=elements.dtype).copy_(elements)
+        return laid_out.as_strided(tensor.shape, tensor.stride(), offset)
+
+    def as_activation(self, tensor: Any) -> Tensor | None:
+        """Like `shadow`, but a parameter that has no colours yet gets a new one for each element."""
+        found = self.leaf(tensor)
+        if found and found[0] not in self.elements and tensor not in self.shadows:
+            name, whole = found
+            self.elements[name] = self.new(whole.numel()).view(whole.shape)
+            self.cut(name, self.elements[name])
+        return self.shadow(tensor)
+
+    def put(self, tensor: Tensor, shadow: Tensor | None) -> None:
+        if shadow is not None and narrow(shadow).any():
+            self.shadows[tensor] = tight(shadow.expand(tensor.shape))
+
+    def cut(self, name: str, colours: Tensor) -> None:
+        """Remember (or unite with what is known) where the channels of a parameter lie."""
+        known = self.cuts.setdefault(name, [])
+        for i, old in enumerate(known):
+            if old.shape == colours.shape:
+                self.unite(old, colours)
+                known[i] = torch.where(old == 0, colours, old)
+                return
+        known.append(colours.clone())
+
+    def born(self, name: str, dim: int, size: int, ndim: int) -> Tensor:
+        """The colours of a layer's outputs; the same ones each time the layer is used."""
+        if (name, dim) not in self.births:
+            self.births[name, dim] = self.new(size)
+            self.cut(name, along(self.births[name, dim], dim, ndim))
+        return self.births[name, dim]

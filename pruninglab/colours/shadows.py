@@ -1,0 +1,67 @@
+"""Shadows: tensors of colours, 0 for none, stored once along dimensions in which they do not change."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def along(colours: Tensor, dim: int, ndim: int) -> Tensor:
+    """A vector as a tensor of `ndim` dimensions, all of size 1 but `dim`."""
+    return colours.view([-1 if d == dim else 1 for d in range(ndim)])
+
+
+def narrow(shadow: Tensor) -> Tensor:
+    """Without the repetitions of an expanded tensor: those dimensions become 1."""
+    for dim, (size, stride) in enumerate(zip(shadow.shape, shadow.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            shadow = shadow.narrow(dim, 0, 1)
+    return shadow
+
+
+def tight(shadow: Tensor) -> Tensor:
+    """The same colours, stored once along dimensions in which they do not change."""
+    small = narrow(shadow)
+    for dim, size in enumerate(small.shape):
+        if size > 1:
+            first = small.narrow(dim, 0, 1)
+            if bool((small == first).all()):
+                small = first
+    return small.contiguous().expand(shadow.shape)
+
+
+def joined_dimensions(before: torch.Size, after: torch.Size) -> Iterator[list[int]]:
+    """Which dimensions a view makes one."""
+    i = j = 0
+    while i < len(before) and j < len(after):
+        dims, left, right = [i], before[i], after[j]
+        while left != right:
+            if left < right:
+                i += 1
+                dims.append(i)
+                left *= before[i]
+            else:
+                j += 1
+                right *= after[j]
+        if len(dims) > 1:
+            yield dims
+        i, j = i + 1, j + 1
+
+
+def colours_of(shadow: Tensor | None) -> Tensor:
+    """The distinct colours of a shadow, without 0."""
+    if shadow is None:
+        return torch.zeros(0, dtype=torch.int64)
+    distinct = torch.unique(narrow(shadow))
+    return distinct[distinct != 0]
+
+
+def cat(shadows: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that repeats nothing which no operand varies in."""
+    ndim, dim = shadows[0].ndim, dim % shadows[0].ndim
+    shape = list(shadows[0].shape)
+    shape[dim] = sum(shadow.shape[dim] for shadow in shadows)
+    for d in range(ndim):
+        if d != dim and all(shadow.stride(d) == 0 for shadow in shadows):
+            shadows = [shadow.narrow(d, 0, 1) for shadow in shadows]
+    return torch.cat(shadows, dim).expand(shape)
