@@ -8,6 +8,7 @@ the network really smaller.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ from pruninglab.graph import HEADS, Family, Graph, GraphError
 from pruninglab.masks import Masks
 from pruninglab.units import Structure
 
-NEVER = 1e-2  # of a channel: weight of the scores against that of the number of channels, in an uneven family
+SHARE = 1e-2  # in an uneven family: the weight of the layers' shares against the number of channels in all
 
 
 def masks_of(model: nn.Module, graph: Graph, removed: Tensor) -> Masks:
@@ -46,18 +47,17 @@ def channel_scores(graph: Graph, scores: Mapping[str, Scores], unit: Structure) 
     total = torch.zeros(graph.n + 1, dtype=torch.float64)  # the last entry stands for "no channel"
     parts = torch.zeros(graph.n + 1, dtype=torch.float64)
     for name, layer in scores.items():
-        tensor = layer.tensor().double().cpu()
-        outputs = graph.births.get((name, 0))
+        tensor = layer.tensor().cpu()
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         if tensor.ndim == 1:
-            channels = graph.cuts[name][0].reshape(-1) if outputs is None else outputs
-            pieces = [(channels, tensor)]
+            pieces = [(graph.outputs(name), tensor)]
         else:
             pieces = []
             for channels in graph.cuts.get(name, ()):
                 wide = [d for d in range(tensor.ndim) if channels.shape[d] == 1 < tensor.shape[d]]
                 pieces.append((channels.reshape(-1), (tensor.sum(wide) if wide else tensor).reshape(-1)))
         for channels, values in pieces:
-            values = _normalized(values, unit.normalize)
+            values = _normalized(values.double(), unit.normalize)
             channels = channels % (graph.n + 1)  # −1 is the last
             total.index_add_(0, channels, values.square() if unit.combine == "l2" else values)
             parts.index_add_(0, channels, torch.ones_like(values))
@@ -85,7 +85,7 @@ class Ranking:
     values: Tensor
     floor: int
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         return [len(step) for step in self.steps]
 
@@ -138,7 +138,7 @@ def choose(
             family = named[name].family
             staying = torch.cat(named[name].steps[:steps])
             if family.uneven:
-                staying = fit(family, scores, len(staying))
+                staying = fit(graph, family, scores, len(staying))
             kept += len(staying)
             going = torch.ones(graph.n, dtype=torch.bool)
             going[staying] = False
@@ -159,9 +159,9 @@ def compete(rankings: Sequence[Ranking], keep: int) -> list[int]:
     left = [ranking.floor for ranking in rankings]
     total = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
     rest = [
-        (-float(ranking.values[step]), i, ranking.sizes[step])
+        (-value, i, size)
         for i, ranking in enumerate(rankings)
-        for step in range(ranking.floor, len(ranking.steps))
+        for value, size in list(zip(ranking.values.tolist(), ranking.sizes, strict=True))[ranking.floor :]
     ]
     for _, i, size in sorted(rest, key=lambda entry: entry[:2]):
         if abs(total + size - keep) > abs(total - keep):
@@ -171,10 +171,11 @@ def compete(rankings: Sequence[Ranking], keep: int) -> list[int]:
     return left
 
 
-def fit(family: Family, scores: Tensor, keep: int) -> Tensor:
+def fit(graph: Graph, family: Family, scores: Tensor, keep: int) -> Tensor:
     """The best channels of an uneven family, as many of `keep` as its ties allow: a small integer program.
 
-    Each tie asks that its blocks lose equally many, which no fixed order of channels does.
+    Each tie asks that its blocks lose equally many, which no fixed order of channels does. First comes the number that
+    stays, then that each layer loses its share, then the scores.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import lil_matrix
@@ -182,26 +183,36 @@ def fit(family: Family, scores: Tensor, keep: int) -> Tensor:
     channels = torch.cat(family.cells).tolist()
     place = {channel: i for i, channel in enumerate(channels)}
     n = len(channels)
+    layers = [[place[c] for c in born.tolist() if c in place] for born in graph.births.values()]
+    layers = [layer for layer in layers if layer]
     pairs = [pair for tie in family.ties for pair in pairwise(tie)]
-    rows = lil_matrix((len(pairs) + 2, n + 2))
+    m, total = len(pairs), n + 2 + 2 * len(layers)  # the channels; too few, too many in all; and in each layer
+    rows = lil_matrix((m + 2 + len(layers), total))
     for r, (one, other) in enumerate(pairs):
         for block, factor in ((one, len(other)), (other, -len(one))):  # the same fraction of blocks of unlike size
             for channel in block:
                 rows[r, place[channel]] += factor
-    rows[len(pairs), :n] = 1
-    rows[len(pairs), n], rows[len(pairs), n + 1] = 1, -1  # too few, too many
-    rows[len(pairs) + 1, :n] = 1
-    low, high = np.zeros(len(pairs) + 2), np.zeros(len(pairs) + 2)
-    low[-2] = high[-2] = keep
-    low[-1], high[-1] = 1, n  # never none at all
+    rows[m, :n] = rows[m + 1, :n] = 1
+    low, high = np.zeros(m + 2 + len(layers)), np.zeros(m + 2 + len(layers))
+    low[m] = high[m] = keep
+    low[m + 1], high[m + 1] = 1, n  # never none at all
+    rows[m, n], rows[m, n + 1] = 1, -1
+    for i, layer in enumerate(layers):
+        for channel in layer:
+            rows[m + 2 + i, channel] += 1
+        rows[m + 2 + i, n + 2 + 2 * i], rows[m + 2 + i, n + 3 + 2 * i] = 1, -1
+        low[m + 2 + i] = high[m + 2 + i] = round(len(layer) * keep / n)
     values = scores[channels].nan_to_num(nan=0.0).numpy()
     span = np.ptp(values) or 1.0
-    cost = np.concatenate([-NEVER * (values - values.min()) / span / n, [1.0, 1.0]])
-    upper = np.concatenate([np.ones(n), [n, n]])
+    cost = np.full(total, SHARE)
+    cost[:n] = -(SHARE**2) * (values - values.min()) / span
+    cost[n : n + 2] = 1.0
+    upper = np.full(total, float(n))
+    upper[:n] = 1
     found = milp(
         cost,
-        integrality=np.ones(n + 2),
-        bounds=Bounds(np.zeros(n + 2), upper),
+        integrality=np.ones(total),
+        bounds=Bounds(np.zeros(total), upper),
         constraints=LinearConstraint(rows.tocsr(), low, high),
         options={"time_limit": 20.0, "mip_rel_gap": 1e-3},
     )

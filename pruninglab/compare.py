@@ -32,7 +32,7 @@ from pruninglab.statistics import STATISTICS, Statistic
 from pruninglab.store import Store
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import OnStep
-from pruninglab.units import Grouping, Pattern
+from pruninglab.units import Grouping, Pattern, Structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def compare(
     *,
     task: str | Task = "digits-mlp",
     sparsity: float | Iterable[float] = (0.5, 0.8, 0.9, 0.95),
-    unit: str | Pattern | Grouping = "weight",
+    unit: str | Pattern | Grouping | Structure = "weight",
     allocation: str | Allocation = "global",
     schedule: str | Schedule = "one_shot",
     recovery: str | Recovery | None = None,
@@ -131,7 +131,8 @@ def compare(
     calibration = whole("calibration", calibration)
     home.calibration(calibration)
     for level in levels:  # what does not fit together is told by an untrained network
-        prune(home.model(), sparsity=level, unit=unit, allocation=places, exclude=left_out)
+        data = home.calibration(1) if isinstance(shape, Structure) else None
+        prune(home.model(), sparsity=level, unit=unit, allocation=places, exclude=left_out, data=data)
 
     shared = (unit, places, left_out, when, repair)
     runs = {

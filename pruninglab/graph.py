@@ -10,11 +10,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.layers import Exclude, entries, matches
@@ -106,6 +108,7 @@ class Graph:
         kept: channel → why it cannot be removed.
         families: the channels that can be.
         births: (parameter, dimension) → the channels that begin there.
+        inputs: what the model was run on.
         colouring: the run itself.
     """
 
@@ -115,21 +118,51 @@ class Graph:
     families: list[Family]
     births: dict[tuple[str, int], Tensor]
     colouring: Colouring
+    inputs: Any = None
+    whole_heads: bool = False
     untouched: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     number: Tensor = field(default_factory=lambda: torch.zeros(0))
 
-    def alive(self, removed: Tensor) -> dict[str, Tensor]:
-        """Parameter or buffer → bool tensor of its shape or broadcasting to it, False where a removed channel lies."""
-        gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])  # −1 is none
+    def outputs(self, name: str) -> Tensor:
+        """The channels at a layer's outputs, in order; −1 where there is none.
+
+        Raises:
+            GraphError: the parameter is of no layer that was followed.
+        """
+        for (layer, _), channels in self.births.items():
+            if layer == name:
+                return channels
+        lines = [c for c in self.cuts.get(name, ()) if c.shape[0] == c.numel()]  # a depthwise layer passes channels on
+        if not lines:
+            raise GraphError(f"{name} was not followed: nothing is known of its outputs")
+        return lines[0].reshape(-1)
+
+    def kept_parts(self, removed: Tensor) -> dict[str, list[Tensor]]:
+        """Parameter or buffer → bool tensors that broadcast to its shape, each False where removed channels lie.
+
+        What is left is where all are True. Only what loses something is named.
+        """
+        stays = torch.cat([~removed, torch.ones(1, dtype=torch.bool)])  # −1 is none
         found = {}
         for name, tensors in self.cuts.items():
-            masks = [~gone[channels] for channels in tensors]
-            if not all(bool(mask.all()) for mask in masks):
-                result = masks[0]
-                for mask in masks[1:]:
-                    result = result & mask
-                found[name] = result
+            masks = [mask for channels in tensors if not bool((mask := stays[channels]).all())]
+            if masks:
+                found[name] = masks
+        return found
+
+    def alive(self, removed: Tensor) -> dict[str, Tensor]:
+        """The same as one tensor each, that broadcasts to the shape."""
+        return {name: reduce(torch.logical_and, masks) for name, masks in self.kept_parts(removed).items()}
+
+    def alive_sizes(self, removed: Tensor) -> dict[str, float]:
+        """Parameter or buffer → which fraction of its entries is left."""
+        found = {}
+        for name, masks in self.kept_parts(removed).items():
+            lines = [mask for mask in masks if sum(size > 1 for size in mask.shape) <= 1]
+            rest = masks if len(lines) < len(masks) else []
+            whole = [reduce(torch.logical_and, rest)] if rest else lines
+            found[name] = math.prod(float(mask.sum()) / mask.numel() for mask in whole)
         return found
 
     def left(self, shadow: Tensor, gone: Tensor, what: str) -> list[int]:
@@ -139,15 +172,13 @@ class Graph:
 
     def flops(self, removed: Tensor) -> int:
         """Floating-point operations of the traced run without some channels; 2 for a multiplication and addition."""
-        gone, alive, total = torch.cat([removed, torch.zeros(1, dtype=torch.bool)]), self.alive(removed), 0.0
+        gone, left, total = torch.cat([removed, torch.zeros(1, dtype=torch.bool)]), self.alive_sizes(removed), 0.0
         for step in self.colouring.steps:
             work = step.work
             if work is None:
                 continue
             if work.weight is not None:
-                mask = alive.get(work.weight)
-                kept = 1.0 if mask is None else float(mask.sum()) / mask.numel()
-                total += 2 * work.positions * work.share * self.sizes[work.weight] * kept
+                total += 2 * work.positions * work.share * self.sizes[work.weight] * left.get(work.weight, 1.0)
             else:
                 shape = step.shadows[0]
                 result = work.result if shape is None else self.left(shape, gone, step.name)
@@ -197,13 +228,19 @@ def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     names = {module: name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if module in names:
+            where.append(names[module])
+
+    def leave(module: nn.Module, *_: Any) -> None:  # not after an error: then `where` ends in the module that failed
+        if module in names:
+            del where[-1]
+
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as undo:
-        for module in names:
-            enter = module.register_forward_pre_hook(lambda m, _: where.append(names[m]))
-            leave = module.register_forward_hook(lambda *_: where.__delitem__(-1))  # not on errors
-            undo.callback(enter.remove)
-            undo.callback(leave.remove)
+        undo.callback(register_module_forward_pre_hook(enter).remove)
+        undo.callback(register_module_forward_hook(leave).remove)
         undo.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         for context in (evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH)):
@@ -212,13 +249,23 @@ def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
 
 
 def trace(
-    model: nn.Module, example_inputs: Inputs, exclude: Exclude | Iterable[Exclude] = (), *, whole_heads: bool = False
+    model: nn.Module,
+    example_inputs: "Inputs | Graph",
+    exclude: Exclude | Iterable[Exclude] = (),
+    *,
+    whole_heads: bool = False,
 ) -> Graph:
     """Run the model once on colours. What only runs in training (auxiliary heads) is followed in a second run.
+
+    The graph can be given to `prune` and `slim` in place of example inputs, so that they need not run the model again.
 
     Raises:
         GraphError: there are no example inputs, or the model fails on them.
     """
+    if isinstance(example_inputs, Graph):
+        if example_inputs.whole_heads == whole_heads:
+            return example_inputs
+        example_inputs = example_inputs.inputs
     if example_inputs is None:
         raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
     colouring = Colouring(model, whole_heads=whole_heads)
@@ -234,6 +281,7 @@ def trace(
                     _run(model, example_inputs, colouring)
                 colouring.steps = steps
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
+    graph.inputs, graph.whole_heads = example_inputs, whole_heads
     graph.untouched = sorted(names - colouring.touched)
     graph.sizes = {name: tensor.numel() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     return graph

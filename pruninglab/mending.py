@@ -193,6 +193,6 @@ def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ra
             for target in (name, name.removesuffix("weight") + "bias"):
                 if target in parameters:
                     tensor, own = parameters[target], dim if target == name else 0
-                    factor = torch.where(kept, ratio, 1.0).to(tensor)
+                    factor = torch.where(kept.to(tensor.device), tensor.new_tensor(ratio), tensor.new_tensor(1.0))
                     with torch.no_grad():
                         tensor.mul_(factor.view([-1 if d == own else 1 for d in range(tensor.ndim)]))

@@ -8,7 +8,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from pruninglab.masks import Masks
 from pruninglab.naming import label
 from pruninglab.statistics import Data, Loss, collect
 
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+if TYPE_CHECKING:
+    from pruninglab.graph import Graph, Inputs
 
 
 def prune(
@@ -41,7 +42,7 @@ def prune(
     within: Masks | None = None,
     seed: int | torch.Generator = 0,
     exclude: Exclude | Iterable[Exclude] = (),
-    example_inputs: Inputs | None = None,
+    example_inputs: "Inputs | Graph | None" = None,
 ) -> Masks:
     """Choose which weights go, write zeros in their place, and return the masks.
 
@@ -67,7 +68,8 @@ def prune(
         seed: for criteria that draw at random.
         exclude: names, globs, module types or modules to leave alone.
         example_inputs: one batch of what the model is called with, to follow its channels; needed for the units
-            "channel", "head" and "layer" (the first sample of `data`, if that is given).
+            "channel", "head" and "layer" (the first sample of `data`, if that is given). What `graph.trace` found with
+            it will do as well.
 
     Raises:
         ValueError: none or several budgets, a budget out of range or not to be met, an unknown name, data that are

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,25 +17,29 @@ from pruninglab.masks import Masks
 FORMAT = "pruninglab.slim"
 
 
-def remaining(tensor: Tensor, alive: Tensor, name: str) -> Tensor:
-    """What a mask (which may broadcast) leaves of a tensor, as a smaller tensor.
+def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
+    """What masks (which may broadcast) leave of a tensor, as a smaller tensor.
 
     Raises:
         GraphError: what is left is no whole tensor, because parts of it lose different numbers of channels.
     """
-    small = alive.to(tensor.device)
-    for dim in range(alive.ndim):
-        others = [d for d in range(alive.ndim) if d != dim]
-        line = small.clone()
-        for other in others:
-            line = line.any(other, keepdim=True)
-        tensor = tensor if line.shape[dim] == 1 else tensor.index_select(dim, line.reshape(-1).nonzero().reshape(-1))
-        small = small if line.shape[dim] == 1 else small.index_select(dim, line.reshape(-1).nonzero().reshape(-1))
-    if small.all():
-        return tensor.clone(memory_format=torch.contiguous_format)
-    left = left_shape(small, name)
-    shape = [left[d] if small.shape[d] > 1 else tensor.shape[d] for d in range(small.ndim)]
-    return tensor[small.expand(tensor.shape)].view(shape)
+    ragged = [mask.to(tensor.device) for mask in masks if sum(size > 1 for size in mask.shape) > 1]
+    lines = [mask for mask in masks if sum(size > 1 for size in mask.shape) <= 1]
+    alive = reduce(torch.logical_and, ragged) if ragged else None
+    for dim in range(tensor.ndim):
+        along = [mask.reshape(-1) for mask in lines if mask.shape[dim] > 1]
+        if alive is not None and alive.shape[dim] > 1:
+            along.append(alive.movedim(dim, 0).flatten(1).any(1).cpu())
+        if along:
+            kept = reduce(torch.logical_and, along).nonzero().reshape(-1).to(tensor.device)
+            tensor = tensor.index_select(dim, kept)
+            if alive is not None and alive.shape[dim] > 1:
+                alive = alive.index_select(dim, kept)
+    if alive is None or alive.all():
+        return tensor.clone() if tensor._is_view() else tensor
+    left = left_shape(alive, name)
+    shape = [left[d] if alive.shape[d] > 1 else tensor.shape[d] for d in range(alive.ndim)]
+    return tensor[alive.expand(tensor.shape)].view(shape)
 
 
 def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, masks: Masks) -> None:
@@ -59,7 +64,7 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
             kept.append(new)
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == old.shape and value.shape != new.shape:
-                    state[key] = remaining(value, masks[name], name)
+                    state[key] = remaining(value, [masks[name]], name)
             if state:
                 optimizer.state[new] = state
         group["params"] = kept

@@ -9,17 +9,22 @@ argument names say what it needs, one level further down. For each batch it may 
     batch_size      how many samples the batch has
     inputs          (g, n, t, d): what each weight of each sample and position is multiplied with
     output_grads    (g, n, t, o): gradient of each sample's own loss with respect to the layer's output
+    maps            feature maps, a list with one (n, outputs, …) for each time the layer was called: its output after
+                    the norm and the activation that alone take it, if any; what is zero there is gone for the rest
+    map_grads       gradients of each sample's own loss with respect to these
     layer           the module
 
 (g groups, n samples, t positions such as pixels or tokens, d inputs and o outputs of a group). What it returns is
 summed over batches; an optional `finish` turns the sum into the answer. Layers must see the samples in the first
 dimension, alone or merged with positions in batch-major order (sample 0's tokens, then sample 1's, …).
+
+A statistic that needs a pass of its own asks for the `model` instead (and `data`, `exclude` as `collect` got them) and
+returns parameter name → tensor. Those of whole filters, one number for each output, are in `pruninglab.filtering`.
 """
 
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,35 +33,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
-from torch.utils.hooks import RemovableHandle
 
 from pruninglab.batches import batches, length
-from pruninglab.layers import PRUNABLE, Exclude, Layer, like_weight, outputs_by_position, patches, prunable
+from pruninglab.layers import Exclude, Layer, entries, like_weight, prunable
 from pruninglab.naming import lookup, unknown
 from pruninglab.progress import progress
+from pruninglab.recording import MAPS, RECORDED, Following, Recorder, observed, recording
 
 Loss = Callable[[Any, Tensor], Tensor]
 Data = Iterable[Any] | Dataset | tuple[Tensor, Tensor] | Tensor
 Statistics = dict[str, dict[str, Tensor]]
 
 WITHOUT_DATA = ("weight", "initial_weight", "layer")
-INGREDIENTS = (*WITHOUT_DATA, "batch_grad", "batch_size", "inputs", "output_grads")
+INGREDIENTS = (*WITHOUT_DATA, "batch_grad", "batch_size", *sorted(RECORDED))
+OF_MODEL = ("model", "data", "exclude")
 FINISHING = ("total", "samples", "positions", "layer")
 PIECE = 1 << 24  # numbers that per-sample gradients may fill at a time
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic: `batch` gives one batch's share, `finish(total, samples, positions, layer)` the answer."""
+    """A statistic: `batch` gives one batch's share, `finish(total, samples, positions, layer)` the answer.
+
+    If it is `of_model`, `batch` gives the answer for all layers.
+    """
 
     name: str
-    batch: Callable[..., Tensor]
+    batch: Callable[..., Any]
     finish: Callable[..., Tensor] | None
     needs: tuple[str, ...]
 
     @property
     def needs_data(self) -> bool:
-        return not set(self.needs) <= set(WITHOUT_DATA)
+        return not set(self.needs) <= {*WITHOUT_DATA, "model", "exclude"}
+
+    @property
+    def of_model(self) -> bool:
+        return "model" in self.needs
 
 
 STATISTICS: dict[str, Statistic] = {}
@@ -71,7 +84,7 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
             seen), `positions` (how many rows of inputs, so samples × pixels or tokens) and `layer`.
 
     Raises:
-        ValueError: an argument is not the name of an ingredient.
+        ValueError: an argument is not the name of an ingredient, or a statistic of the model has a `finish`.
 
     Example:
         >>> @statistic(finish=lambda total, positions: total / positions)
@@ -81,9 +94,12 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
     if function is None:
         return lambda decorated: statistic(decorated, finish=finish)
     needs = tuple(inspect.signature(function).parameters)
+    known = OF_MODEL if "model" in needs else INGREDIENTS
     for name in needs:
-        if name not in INGREDIENTS:
-            raise unknown(f"ingredient in statistic {function.__name__!r}:", name, INGREDIENTS)
+        if name not in known:
+            raise unknown(f"ingredient in statistic {function.__name__!r}:", name, known)
+    if "model" in needs and finish is not None:
+        raise ValueError(f"statistic {function.__name__!r} is of the whole model, so it has nothing to finish")
     for name in inspect.signature(finish).parameters if finish else ():
         if name not in FINISHING:
             raise unknown(f"argument of finish in statistic {function.__name__!r}:", name, FINISHING)
@@ -197,6 +213,8 @@ def collect(
 ) -> Statistics:
     """Gather statistics of every prunable layer, in one forward (and, where a gradient is named, one backward) pass.
 
+    Only statistics of the whole model, such as relevance, make a pass of their own.
+
     The model is run in evaluation mode, so that no sample sees another through batch norm; its mode, its gradients and
     which parameters are frozen are afterwards as they were before.
 
@@ -220,16 +238,25 @@ def collect(
     asked = [
         lookup("statistic", name, STATISTICS) for name in dict.fromkeys([names] if isinstance(names, str) else names)
     ]
+    exclude = entries(exclude)
     layers = prunable(model, exclude)
     if any(s.needs_data for s in asked) and data is None:
         which = ", ".join(s.name for s in asked if s.needs_data)
         raise ValueError(f"data is needed to collect {which}: pass data=(x, y), or task.calibration(n)")
     result: Statistics = {name: {} for name in layers}
     for s in asked:
-        if not s.needs_data:
+        if not s.needs_data and not s.of_model:
             for name, layer in layers.items():
                 result[name][s.name] = s.batch(**_pick(s.needs, name, layer, initial))
-    measured = [s for s in asked if s.needs_data]
+    measured = [s for s in asked if s.needs_data and not s.of_model]
+    alone = [s for s in asked if s.of_model]
+    if isinstance(data, Iterator) and len(alone) + bool(measured) > 1:
+        data = list(data)  # it is read more than once
+    for s in alone:
+        own = {"model": model, "data": data, "exclude": exclude}
+        for name, value in s.batch(**{need: own[need] for need in s.needs}).items():
+            if name in result:
+                result[name][s.name] = _finished(s, value, 0, 0, layers[name])
     if measured:
         for name, values in _measure(model, layers, measured, data, loss or cross_entropy, initial).items():
             result[name].update(values)
@@ -261,100 +288,33 @@ def _initial_weight(name: str, layer: Layer, initial: Any) -> Tensor:
     return state[name].detach().to(layer.weight)
 
 
-class _Recorder:
-    """What the layers of one weight saw during a batch: inputs, and gradients of outputs, call by call."""
-
-    def __init__(self, name: str, layer: Layer) -> None:
-        self.name, self.layer = name, layer
-        self.calls: list[dict[str, Any]] = []
-
-    def watch(self, module: nn.Module) -> RemovableHandle:
-        def after(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            call = {"x": x.detach(), "written": _writes(x), "layer": module}  # sharers may differ in stride or padding
-            self.calls.append(call)
-            if output.requires_grad:
-                output.register_hook(lambda grad: call.update(grad=grad))
-
-        return module.register_forward_hook(after, with_kwargs=True)
-
-    def take(self, samples: int, needs: set[str]) -> dict[str, Any]:
-        """`inputs` and `output_grads` of this batch; several calls of one weight count as positions of a sample."""
-        calls, self.calls = self.calls, []
-        if any(_writes(call["x"]) != call["written"] for call in calls):
-            raise RuntimeError(
-                f"the model writes into the input of {self.name} in place after the layer has seen it: "
-                "let the model write into a copy, or leave the layer out with exclude"
-            )
-        inputs = [self._by_sample(patches(call["layer"], call["x"]), samples) for call in calls]
-        shapes = [tuple(call["x"].shape) for x, call in zip(inputs, calls, strict=True) if x.shape[1] != samples]
-        if shapes and "output_grads" in needs:
-            raise ValueError(
-                f"{self.name} saw inputs of shape {shapes[0]} in a batch of {samples} samples: gradients of single "
-                "samples need layers that see the samples in the first dimension (batch_first=True?)"
-            )
-        taken = {"inputs": torch.cat(inputs, 2)}
-        if "output_grads" in needs:
-            width = self.layer.weight.shape[0] // len(inputs[0])
-            grads = [
-                x.new_zeros(*x.shape[:3], width)  # a call that the loss does not depend on
-                if "grad" not in call
-                else self._by_sample(outputs_by_position(call["layer"], call["grad"]), samples)
-                for x, call in zip(inputs, calls, strict=True)
-            ]
-            taken["output_grads"] = torch.cat(grads, 2) * samples  # of each sample's own loss, not of the mean
-        return taken
-
-    def _by_sample(self, rows: Tensor, samples: int) -> Tensor:
-        """(g, n, t, ·) in at least float32; rows that a model had merged into the batch become positions again."""
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        if rows.shape[1] != samples and rows.shape[1] % samples == 0:
-            rows = rows.unflatten(1, (samples, -1)).flatten(2, 3)
-        return rows
-
-
-def _writes(x: Tensor) -> int:
-    """How often a tensor was written into."""
-    return 0 if x.is_inference() else x._version
-
-
 def _measure(
     model: nn.Module, layers: dict[str, Layer], asked: list[Statistic], data: Any, loss: Loss, initial: Any
 ) -> Statistics:
     """Sum each statistic over the batches of one pass."""
     needs = {need for s in asked for need in s.needs}
-    want_grad = bool(needs & {"batch_grad", "output_grads"})
+    want_grad = bool(needs & {"batch_grad", "output_grads", "map_grads"})
     weights = [layer.weight for layer in layers.values()]
-    recorders = {name: _Recorder(name, layer) for name, layer in layers.items()}
     totals: Statistics = {name: {} for name in layers}
     samples, positions = 0, dict.fromkeys(layers, 0)
+    following = Following() if needs & MAPS else None
     with ExitStack() as undo:
-        if "torch._dynamo" in sys.modules:  # compiled models would pass the hooks by
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-            if needs & {"inputs", "output_grads"}:
-                for recorder in recorders.values():
-                    if isinstance(module, PRUNABLE) and module.weight is recorder.layer.weight:
-                        undo.callback(recorder.watch(module).remove)
+        undo.enter_context(observed(model))
+        recorders = undo.enter_context(recording(model, layers if needs & RECORDED else {}, following))
         for w in weights:
             undo.callback(w.requires_grad_, w.requires_grad)
             w.requires_grad_(w.requires_grad or want_grad)
-        model.eval()
         for x, y in progress(batches(data), desc="collecting statistics", unit="batch"):
-            grads = _run(model, x, y, weights, loss, want_grad)
+            with following or nullcontext():
+                grads = run(model, x, y, weights, loss, want_grad)
             batch_size = length(x, "inputs")
             samples += batch_size
-            silent = [name for name, recorder in recorders.items() if not recorder.calls]
-            if silent and needs & {"inputs", "output_grads"}:
-                raise ValueError(
-                    f"never called as a layer in the forward pass (used through the weight only?): {silent}; "
-                    f"leave out with exclude={silent}, or choose a criterion that needs no data"
-                )
+            reject_silent(recorders)
             for (name, layer), batch_grad in zip(layers.items(), grads, strict=True):
                 found: dict[str, Any] = {"batch_grad": batch_grad, "batch_size": batch_size}
-                if needs & {"inputs", "output_grads"}:
+                if name in recorders:
                     found |= recorders[name].take(batch_size, needs)
+                if "inputs" in found:
                     positions[name] += found["inputs"].shape[1] * found["inputs"].shape[2]
                 for s in asked:
                     share = s.batch(**_pick(s.needs, name, layer, initial, **found))
@@ -367,7 +327,17 @@ def _measure(
     }
 
 
-def _run(
+def reject_silent(recorders: Mapping[str, Recorder]) -> None:
+    """Raise a ValueError that names the layers that a forward pass did not call."""
+    silent = [name for name, recorder in recorders.items() if not recorder.calls]
+    if silent:
+        raise ValueError(
+            f"never called as a layer in the forward pass (used through the weight only?): {silent}; "
+            f"leave out with exclude={silent}, or choose a criterion that needs no data"
+        )
+
+
+def run(
     model: nn.Module, x: Any, y: Any, weights: Sequence[Tensor], loss: Loss, want_grad: bool
 ) -> list[Tensor | None]:
     """One forward pass and, if wanted, one backward pass; gradients of the batch's mean loss, none in `.grad`."""

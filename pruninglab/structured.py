@@ -32,7 +32,7 @@ def prune_structures(
     budget: Mapping[str, Any],
     allocation: str | Allocation,
     within: Masks | None,
-    example_inputs: Inputs | None,
+    example_inputs: Inputs | Graph | None,
     asking: Asking,
 ) -> Masks:
     """What `prune` does for a unit that can be cut out; see there."""
@@ -45,11 +45,12 @@ def prune_structures(
         check_sparsity(amount)
     elif isinstance(amount, bool) or not amount > 0:
         raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
-    inputs = example_inputs if example_inputs is not None else first_sample(asking[1])
+    traced: Any = example_inputs if example_inputs is not None else first_sample(asking[1])
+    inputs = traced.inputs if isinstance(traced, Graph) else traced
     exclude = entries(asking[5])
     if unit.name == "layer":
         return prune_blocks(model, kind, amount, inputs, exclude, asking)
-    graph = trace(model, inputs, exclude, whole_heads=unit.name == "head")
+    graph = trace(model, traced, exclude, whole_heads=unit.name == "head")
     families = head_families(graph) if unit.name == "head" else graph.families
     if not families:
         raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
@@ -166,21 +167,28 @@ def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking:
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
     wanted = [name for name in criteria.needs(function) if name != "generator"]
     found: dict[str, dict[str, Tensor]] = {}
+    turned: set[str] = set()
     if set(wanted) <= {"weight"}:  # any matrix of any module will do, such as those of attention
         parameters = dict(model.named_parameters())
+        turned = set() if graph is None else {name for name, dim in graph.births if dim == 1}
         for name in parameters if graph is None else graph.cuts:
             if name in parameters and parameters[name].ndim > 1:
-                found[name] = {"weight": parameters[name].detach()}
+                weight = parameters[name].detach()
+                found[name] = {"weight": weight.transpose(0, 1) if name in turned else weight}  # outputs come first
     else:
         layers = {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
         ran = layers.keys() if graph is None else graph.colouring.ran
         # Attention reads the weights of its output projection itself, which therefore never runs as a module.
         unseen = [module for name, module in layers.items() if name not in ran]
         found = collect(model, dict.fromkeys(["weight", *wanted]), data, loss=loss, initial=initial, exclude=unseen)
-    return {
+    scores = {
         name: criteria.score(function, name, statistics, generator, of_filters=True)
         for name, statistics in found.items()
     }
+    for name in turned & scores.keys():
+        if len(scores[name].shape) > 1:
+            scores[name] = criteria.Scores.of(name, scores[name].tensor().transpose(0, 1))
+    return scores
 
 
 def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
@@ -191,9 +199,8 @@ def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
 
     def params(removed: Tensor) -> float:
-        alive = {name: mask for name, mask in graph.alive(removed).items() if name in sizes}
-        left = {name: int(mask.sum()) * (sizes[name] // mask.numel()) for name, mask in alive.items()}
-        return everything - sum(sizes[name] - left[name] for name in left)
+        left = graph.alive_sizes(removed)
+        return everything - sum(round(sizes[name] * (1 - left[name])) for name in left if name in sizes)
 
     if kind == "params":
         return params

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +20,7 @@ from pruninglab.slimmed import recalibrate as recalibrate_norms
 from pruninglab.slimmed import remaining
 
 
-def slim(
-    model: nn.Module, masks: Masks, example_inputs: Inputs, *, recalibrate: Any = None, graph: Graph | None = None
-) -> nn.Module:
+def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:
     """A smaller copy of a model without the channels, heads or blocks that masks have emptied.
 
     Its outputs are those of the masked model. Where a norm takes its mean over channels (layer norm, RMS norm), the
@@ -30,9 +29,8 @@ def slim(
     Args:
         model: the network that was masked; unchanged.
         masks: what `prune` returned for the unit "channel", "head" or "layer". What is only partly masked stays.
-        example_inputs: one batch of what the model is called with.
+        example_inputs: one batch of what the model is called with; or what `graph.trace` found with it.
         recalibrate: data with which the batch norms' running statistics are measured anew; they stay if not given.
-        graph: what `trace` found in this model, if it is at hand; it is traced if not.
 
     Returns:
         An ordinary module of the same class, with the same names in its state dict. An emptied block is replaced by
@@ -46,20 +44,21 @@ def slim(
     check_fit(model, masks)
     if all(bool(mask.all()) for mask in masks.values()):
         return copy.deepcopy(model)
-    blocks = emptied_blocks(model, masks, example_inputs)
+    inputs = example_inputs.inputs if isinstance(example_inputs, Graph) else example_inputs
+    blocks = emptied_blocks(model, masks, inputs)
     if blocks:
         small = bypass(model, blocks)
         gone = tuple(f"{block}." for block in blocks)
         rest = {name: mask for name, mask in masks.items() if not name.startswith(gone)}
         if all(bool(mask.all()) for mask in rest.values()):
             return small if recalibrate is None else recalibrate_norms(small, recalibrate)
-        model, masks, graph = small, Masks(rest), None
-    graph = _graph(model, masks, example_inputs) if graph is None else graph
-    small = cut(model, graph, emptied(model, masks, graph), example_inputs)
+        model, masks, example_inputs = small, Masks(rest), inputs
+    graph = _graph(model, masks, example_inputs)
+    small = cut(model, graph, emptied(model, masks, graph), inputs)
     return small if recalibrate is None else recalibrate_norms(small, recalibrate)
 
 
-def _graph(model: nn.Module, masks: Masks, inputs: Inputs) -> Graph:
+def _graph(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> Graph:
     """The graph in which the masks empty whole channels: the usual one, or that of whole heads."""
     graph = trace(model, inputs)
     try:
@@ -110,7 +109,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
                 continue
             mask = masks[name].cpu()
             wide = [d for d in range(mask.ndim) if channels.shape[d] == 1 < mask.shape[d]]
-            alive = mask.amax(wide, keepdim=True) if wide else mask
+            alive = torch.from_numpy(np.bitwise_or.reduce(mask.numpy(), tuple(wide), keepdims=True)) if wide else mask
             left[channels.expand(alive.shape)[alive]] = True
     removed = ~left[:-1]
     lying = torch.zeros(graph.n + 1, dtype=torch.bool)
@@ -128,7 +127,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
 
 def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs) -> nn.Module:
     """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step."""
-    alive = graph.alive(removed)
+    alive = graph.kept_parts(removed)
     memo: dict[int, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in alive:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step
+from pruninglab.colours.shadows import tensors_in
 
 MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind squeeze "
@@ -39,7 +39,7 @@ class Colouring(Palette, TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         operands = [self.shadow(tensor) for tensor in tensors]
         self.ran.add(self.where[-1])
         out = function(*args, **kwargs)
@@ -49,7 +49,7 @@ class Colouring(Palette, TorchDispatchMode):
         self.work = None
         if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
             rule_for(name, function)(self, name, out, args, kwargs)
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        results = list(tensors_in(out))
         numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
         self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands, self.work))
         return out
@@ -58,7 +58,7 @@ class Colouring(Palette, TorchDispatchMode):
         """Freeze what the caller gets to see: of a dictionary with logits (as transformers return) only those."""
         for leaf in tree_leaves(getattr(outputs, "logits", outputs)):
             self.freeze(self.shadow(leaf), "the output")
-        self.ties += list(moves.split_dimensions(self))
+        self.ties += list(moves.split_dimensions(self, self.views))
 
 
 Rule = Callable[[Palette, str, Any, Any, Any], None]
@@ -82,7 +82,7 @@ def ignored(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 
 def unknown(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """What is not known keeps its channels: nothing that enters it may be cut."""
-    for tensor in tree_leaves((args, kwargs)):
+    for tensor in tensors_in((args, kwargs)):
         c.freeze(c.shadow(tensor), f"{name} cannot be followed")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours.palette import Palette
-from pruninglab.colours.shadows import narrow
+from pruninglab.colours.shadows import narrow, tensors_in
 
 ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  # may run over channels, as in a norm
 LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
@@ -15,7 +15,7 @@ LARGEST = 1 << 22  # a larger parameter that acts element by element is not give
 
 def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     result = tree_leaves(out)[0]
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     leaves = [t for t in tensors if c.leaf(t) and t not in c.shadows]
     total: Tensor | None = None
     for tensor in [t for t in tensors if not any(t is leaf for leaf in leaves)] + leaves:

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pruninglab.colours.palette import Palette
-from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow
+from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow, tensors_in
 
 SPLITS = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
 
 
 def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     moving = tensors[:1] if name in ("index", "index_select", "gather") else tensors
     if not any(t in c.shadows for t in moving) and all(
         c.leaf(result) for result in tree_leaves(out) if isinstance(result, Tensor)
@@ -45,7 +45,7 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     else:
         options = {key: tree_map(swap, value) for key, value in kwargs.items() if key in ("dim", "index", "dims")}
         moved = getattr(torch.ops.aten, name)(*tree_map(swap, args), **options)
-    results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    results = list(tensors_in(out))
     for result, shadow in zip(results, tree_leaves(moved), strict=True):
         c.put(result, shadow)
     if name in SPLITS and moved.ndim > 1:
@@ -85,16 +85,23 @@ def merged(c: Palette, shadow: Tensor, shape: torch.Size) -> Tensor:
     for dims in joined_dimensions(shadow.shape, shape):
         varying = [d for d in dims if c.varies(shadow, d)]
         if len(varying) > 1:
-            rows = lines(c, shadow, varying[-1])
-            split = {tuple(row) for block in split_dimensions(c) for row in torch.stack(block).tolist()}
-            if not all(tuple(row) in split for row in rows.tolist()):
+            rows = {tuple(row) for row in lines(c, shadow, varying[-1]).tolist()}
+            if not any(rows <= {tuple(row) for row in torch.stack(block).tolist()} for block in _splits(c, rows)):
                 c.fold(shadow, varying[1:], unite=True)
     return shadow
 
 
-def split_dimensions(c: Palette) -> Iterator[list[Tensor]]:
+def _splits(c: Palette, rows: set[tuple[int, ...]]) -> Iterator[list[Tensor]]:
+    """The last views that split a dimension into parts as long as these rows."""
+    length = len(next(iter(rows)))
+    for shadow in reversed(c.views):
+        if length in shadow.shape:
+            yield from split_dimensions(c, [shadow])
+
+
+def split_dimensions(c: Palette, views: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Where a dimension of channels was split by a view, the last part shrinks, by the same number everywhere."""
-    for shadow in c.views:
+    for shadow in views:
         small = c.root(narrow(shadow))
         dims = [d for d in range(small.ndim) if c.varies(small, d)]
         if len(dims) > 1:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours.palette import Palette, Work
-from pruninglab.colours.shadows import along, colours_of
+from pruninglab.colours.shadows import along, colours_of, tensors_in
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Weight:
 
 def cannot_follow(c: Palette, name: str, args: Any, kwargs: Any) -> None:
     """A contraction with something else than a parameter as it lies: what enters it may not be cut."""
-    for tensor in tree_leaves((args, kwargs)):
+    for tensor in tensors_in((args, kwargs)):
         c.freeze(c.shadow(tensor), f"{name} of a computed weight cannot be followed")
 
 

@@ -1,9 +1,22 @@
 """Shadows: tensors of colours, 0 for none, stored once along dimensions in which they do not change."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in lists and dictionaries too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
 
 
 def along(colours: Tensor, dim: int, ndim: int) -> Tensor:

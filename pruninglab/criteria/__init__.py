@@ -2,7 +2,21 @@
 
 from pruninglab.criteria.activations import wanda
 from pruninglab.criteria.base import CRITERIA, Criterion, Scores, criterion, find, needs, score
+from pruninglab.criteria.blocks import block_influence
 from pruninglab.criteria.curvature import obd
+from pruninglab.criteria.filters import (
+    beta_rank,
+    fpgm,
+    group_l2,
+    hrank,
+    l1_filter,
+    l2_filter,
+    relevance_filter,
+    relevance_filter_alphabeta,
+    relevance_filter_epsilon,
+    slimming,
+    taylor_filter,
+)
 from pruninglab.criteria.gradients import snip, taylor
 from pruninglab.criteria.weights import magnitude, random
 
@@ -10,14 +24,26 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Scores",
+    "beta_rank",
+    "block_influence",
     "criterion",
     "find",
+    "fpgm",
+    "group_l2",
+    "hrank",
+    "l1_filter",
+    "l2_filter",
     "magnitude",
     "needs",
     "obd",
     "random",
+    "relevance_filter",
+    "relevance_filter_alphabeta",
+    "relevance_filter_epsilon",
     "score",
+    "slimming",
     "snip",
     "taylor",
+    "taylor_filter",
     "wanda",
 ]

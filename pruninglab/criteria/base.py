@@ -74,9 +74,7 @@ def needs(function: Criterion) -> tuple[str, ...]:
         if name in STATISTICS or name == "generator" or name in OF_BLOCKS:
             wanted.append(name)
         elif parameter.default is parameter.empty:
-            raise unknown(
-                f"argument of criterion {label(function)!r}:", name, [*STATISTICS, *OF_BLOCKS, "generator"]
-            )
+            raise unknown(f"argument of criterion {label(function)!r}:", name, [*STATISTICS, *OF_BLOCKS, "generator"])
     return tuple(wanted)
 
 
