@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pruninglab import allocation as allocations
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.criteria import Scores
-from pruninglab.graph import HEADS, Family, Graph, GraphError
+from pruninglab.families import HEADS, Family
+from pruninglab.graph import Graph, GraphError
 from pruninglab.masks import Masks
 from pruninglab.units import Structure
 

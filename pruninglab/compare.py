@@ -47,7 +47,7 @@ class Run:
     task: Task
     criterion: Criterion
     statistics: dict[str, Statistic]
-    unit: str | Pattern | Grouping
+    unit: str | Pattern | Grouping | Structure
     allocation: Allocation
     exclude: tuple[Exclude, ...]
     schedule: Schedule

@@ -9,16 +9,16 @@ they read). A family goes in *slots*, each the least that can be removed without
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from pruninglab.colours import Colouring, colours_of, narrow
+from pruninglab.families import Family, families, with_kinds
 from pruninglab.layers import Exclude, entries, matches
 from pruninglab.tasks.training import evaluating
 
@@ -26,7 +26,6 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
-HEADS = "heads"  # the kind of a family of attention heads
 
 
 class GraphError(ValueError):
@@ -66,36 +65,6 @@ class Group:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.members))
-
-
-@dataclass(frozen=True)
-class Family:
-    """Channels that shrink together.
-
-    Attributes:
-        layers: the parameters at whose outputs these channels begin.
-        cells: channels that stand for each other; each cell loses the same fraction.
-        slots: into how many steps that fraction is divided.
-        multiple: the width of a layer changes by this many channels with each slot.
-        ties: sets of blocks of channels that must lose equally many; used where there is no common slot.
-        kind: families of one kind have the same places in the same kinds of modules.
-    """
-
-    layers: tuple[str, ...]
-    cells: tuple[Tensor, ...]
-    slots: int
-    multiple: int
-    ties: tuple[tuple[tuple[int, ...], ...], ...] = ()
-    kind: str = ""
-
-    @property
-    def uneven(self) -> bool:
-        """Whether its cells have no common divisor, so that it cannot shrink by one fraction."""
-        return self.slots == 1 and len(self.cells) > 1
-
-    @property
-    def channels(self) -> int:
-        return sum(len(cell) for cell in self.cells)
 
 
 @dataclass
@@ -266,11 +235,12 @@ def trace(
         if example_inputs.whole_heads == whole_heads:
             return example_inputs
         example_inputs = example_inputs.inputs
-    if example_inputs is None:
+    inputs: Any = example_inputs
+    if inputs is None:
         raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
     colouring = Colouring(model, whole_heads=whole_heads)
     with watched(model, colouring.where):
-        _run(model, example_inputs, colouring)
+        _run(model, inputs, colouring)
         names = {name for name, _ in model.named_parameters()}
         if names - colouring.touched:
             with torch.random.fork_rng(devices=[]):
@@ -278,10 +248,10 @@ def trace(
                 for module in model.modules():
                     module.training = not isinstance(module, STAYING)
                 with suppress(GraphError):  # an auxiliary head may need larger inputs; its channels are then not found
-                    _run(model, example_inputs, colouring)
+                    _run(model, inputs, colouring)
                 colouring.steps = steps
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
-    graph.inputs, graph.whole_heads = example_inputs, whole_heads
+    graph.inputs, graph.whole_heads = inputs, whole_heads
     graph.untouched = sorted(names - colouring.touched)
     graph.sizes = {name: tensor.numel() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     return graph
@@ -369,8 +339,8 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
     kept.pop(-1, None)
     ties = [[channels[channels >= 0] for block in tie if len(channels := number[block])] for tie in colouring.ties]
     ties = [[block for block in tie if len(block)] for tie in ties]
-    families = _with_kinds(_families(n, kept, births, ties), n, cuts, model)
-    return Graph(cuts, n, kept, families, births, colouring, number=number)
+    found = with_kinds(families(n, kept, births, ties), n, cuts, model)
+    return Graph(cuts, n, kept, found, births, colouring, number=number)
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
@@ -393,103 +363,3 @@ def _simplest(channels: Tensor) -> Tensor:
         if bool((channels == first).all()):
             return first.clone()
     return channels
-
-
-def _families(
-    n: int, kept: dict[int, str], births: dict[tuple[str, int], Tensor], ties: list[list[Tensor]]
-) -> list[Family]:
-    """Cells of interchangeable channels, and which cells must shrink by the same fraction."""
-    if not n:
-        return []
-    signatures: list[list[int]] = [[] for _ in range(n)]
-    distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties}
-    for b, block in enumerate(block for tie in distinct for block in tie):
-        for channel in set(block):
-            signatures[channel].append(b)
-    axis = _components(n, births.values())
-    keys: dict[tuple[int, ...], int] = {}
-    cell = np.array(
-        [keys.setdefault((a, *signature), len(keys)) for a, signature in zip(axis.tolist(), signatures, strict=True)]
-    )
-    tied = [torch.from_numpy(cell[sorted({c for block in tie for c in block})]) for tie in distinct]
-    joined = _components(len(keys), tied)
-    order = np.argsort(cell, kind="stable")
-    members_of = np.split(order, np.cumsum(np.bincount(cell, minlength=len(keys)))[:-1])
-    cells: dict[int, list[Tensor]] = {}
-    for k in range(len(keys)):
-        cells.setdefault(int(joined[k]), []).append(torch.from_numpy(members_of[k]))
-    frozen = torch.zeros(n, dtype=torch.bool)
-    frozen[list(kept)] = True
-    family = torch.from_numpy(joined[cell]) if n else torch.zeros(0)
-    counted: dict[int, dict[str, int]] = {}
-    for (name, _), channels in births.items():
-        which, counts = torch.unique(family[channels[channels >= 0]], return_counts=True)
-        for f, count in zip(which.tolist(), counts.tolist(), strict=True):
-            counted.setdefault(f, {})[name] = count
-    families = []
-    for f, group in cells.items():
-        if any(bool(frozen[members].any()) for members in group):
-            for members in group:  # a cell shrinks as a whole family does, so one that must stay holds the others
-                for c in members.tolist():
-                    kept.setdefault(c, "tied to what stays")
-            continue
-        slots = math.gcd(*(len(members) for members in group))
-        layers = counted.get(f, {})
-        if not layers:  # attention's heads, which stand in families of their own
-            continue
-        mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
-        own = tuple(tie for tie in distinct if mine and mine.issuperset(tie[0]))
-        families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
-    return families
-
-
-def head_families(graph: Graph) -> list[Family]:
-    """Attention's heads, layer by layer; one cell for each head, or for the heads that share keys and values.
-
-    Args:
-        graph: traced with `whole_heads=True`.
-    """
-    number = graph.number
-    sets = [torch.cat([number[head].view(1), number[members]]) for head, members in graph.colouring.members_of_head]
-    component = torch.from_numpy(_components(graph.n, sets).astype(np.int64))
-    layers: dict[tuple[str, ...], list[Tensor]] = {}
-    for c in torch.unique(component[torch.cat([s[:1] for s in sets])] if sets else component[:0]).tolist():
-        channels = (component == c).nonzero().reshape(-1)
-        if not any(channel in graph.kept for channel in channels.tolist()):
-            inside = torch.isin(torch.arange(graph.n + 1), channels)
-            names = tuple(name for (name, _), born in graph.births.items() if bool(inside[born].any()))
-            layers.setdefault(names, []).append(channels)
-    return [Family(names, tuple(heads), len(heads), 1, kind=HEADS) for names, heads in layers.items()]
-
-
-def _with_kinds(families: list[Family], n: int, cuts: dict[str, list[Tensor]], model: nn.Module) -> list[Family]:
-    """Name the kind of each family: in which places of which kinds of modules its channels lie."""
-    modules = dict(model.named_modules())
-    family = torch.full((n + 1,), -1, dtype=torch.int64)
-    for f, found in enumerate(families):
-        family[torch.cat(found.cells)] = f
-    places: list[set[str]] = [set() for _ in families]
-    for name, tensors in cuts.items():
-        path, _, own = name.rpartition(".")
-        for channels in tensors:
-            dim = max((d for d, size in enumerate(channels.shape) if size > 1), default=0)
-            for f in torch.unique(family[channels]).tolist():
-                if f >= 0:
-                    places[f].add(f"{type(modules[path]).__name__}.{own}[{dim}]")
-    return [replace(found, kind=" ".join(sorted(where))) for found, where in zip(families, places, strict=True)]
-
-
-def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:
-    """The connected component of each of n things, where the members of each set are connected."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    left, right = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for members in sets:
-        members = members[members >= 0]
-        if len(members) > 1:
-            left.append(members[:1].expand(len(members) - 1).numpy())
-            right.append(members[1:].numpy())
-    rows, columns = np.concatenate(left), np.concatenate(right)
-    matrix = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n))
-    return connected_components(matrix, directed=False)[1]

@@ -109,6 +109,7 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
 
 
 def matches(entry: Exclude, name: str, module: nn.Module) -> bool:
+    """Whether an entry of `exclude` speaks of a parameter (or module) of this name in this module."""
     if isinstance(entry, str):  # the name of the parameter, of its module, or of a module around that
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[:end]), entry) for end in range(len(parts) + 1))

@@ -53,21 +53,24 @@ def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, reca
         if all(bool(mask.all()) for mask in rest.values()):
             return small if recalibrate is None else recalibrate_norms(small, recalibrate)
         model, masks, example_inputs = small, Masks(rest), inputs
-    graph = _graph(model, masks, example_inputs)
-    small = cut(model, graph, emptied(model, masks, graph), inputs)
+    graph, removed = _followed(model, masks, example_inputs)
+    small = cut(model, graph, removed, inputs)
     return small if recalibrate is None else recalibrate_norms(small, recalibrate)
 
 
-def _graph(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> Graph:
-    """The graph in which the masks empty whole channels: the usual one, or that of whole heads."""
+def _followed(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> tuple[Graph, Tensor]:
+    """The graph in which the masks empty whole channels (the usual one, or that of whole heads), and those channels."""
     graph = trace(model, inputs)
     try:
         removed = emptied(model, masks, graph)
     except ValueError:
-        return trace(model, inputs, whole_heads=True)
+        removed = None
+    # Positions that turn all queries alike tie their channels over all heads, but not those of the values.
     parts = [graph.number[members] for _, members in graph.colouring.members_of_head if len(members) > 1]
-    heads = any(bool(removed[part].all()) for part in parts)  # positions turn all queries alike, but not the values
-    return trace(model, inputs, whole_heads=True) if heads else graph
+    if removed is None or any(bool(removed[part].all()) for part in parts):
+        graph = trace(model, inputs, whole_heads=True)
+        removed = emptied(model, masks, graph)
+    return graph, removed
 
 
 def _heads(graph: Graph) -> Iterator[tuple[int, Tensor]]:

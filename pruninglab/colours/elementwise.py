@@ -14,6 +14,7 @@ LARGEST = 1 << 22  # a larger parameter that acts element by element is not give
 
 
 def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """Colours that meet become one. A parameter takes the colours of what it acts on."""
     result = tree_leaves(out)[0]
     tensors = list(tensors_in((args, kwargs)))
     leaves = [t for t in tensors if c.leaf(t) and t not in c.shadows]
@@ -67,6 +68,7 @@ def adopt(c: Palette, tensor: Tensor, shape: tuple[int, ...], total: Tensor | No
 
 
 def passed(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """A softmax keeps the colours; one that runs over channels holds them all."""
     shadow = c.shadow(args[0])
     if shadow is not None:
         if c.varies(shadow, args[1]):
@@ -75,6 +77,7 @@ def passed(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
 
 
 def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """A mean over positions keeps the colour, a sum over channels ends it; a maximum over channels holds them all."""
     shadow = c.shadow(args[0])
     if shadow is None:
         return
@@ -101,6 +104,7 @@ def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 
 
 def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """Pooling and resizing: colours along the positions become one."""
     shadow = c.shadow(args[0])
     if shadow is not None:
         result = tree_leaves(out)[0]
@@ -111,6 +115,7 @@ def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 
 
 def norm(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """The parameters and statistics of a norm lie along with the channels."""
     shadow, result = c.shadow(args[0]), tree_leaves(out)[0]
     if shadow is None:
         return

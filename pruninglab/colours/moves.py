@@ -14,6 +14,7 @@ SPLITS = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
 
 
 def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """Do to the shadow what is done to the tensor, and note which parts must shrink alike."""
     tensors = list(tensors_in((args, kwargs)))
     moving = tensors[:1] if name in ("index", "index_select", "gather") else tensors
     if not any(t in c.shadows for t in moving) and all(
@@ -48,8 +49,8 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     results = list(tensors_in(out))
     for result, shadow in zip(results, tree_leaves(moved), strict=True):
         c.put(result, shadow)
-    if name in SPLITS and moved.ndim > 1:
-        c.views.append(c.shadow(out))  # type: ignore[arg-type]
+    if name in SPLITS and moved.ndim > 1 and (seen := c.shadow(out)) is not None:
+        c.views.append(seen)
     if name in ("split", "split_with_sizes", "chunk"):
         dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
         if c.varies(shadows[id(moving[0])], dim):  # type: ignore[arg-type]
@@ -118,6 +119,7 @@ def lines(c: Palette, shadow: Tensor, dim: int) -> Tensor:
 
 
 def copied(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """What is written into a tensor brings its colours along; into a part of a tensor, that cannot be followed."""
     shadow = c.as_activation(args[1])
     if shadow is None:
         return

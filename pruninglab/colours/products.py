@@ -33,6 +33,7 @@ def cannot_follow(c: Palette, name: str, args: Any, kwargs: Any) -> None:
 
 
 def embedding(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """The columns of a table are channels; its rows are not."""
     found = c.leaf(args[0])
     if found is None:
         cannot_follow(c, name, args, kwargs)
@@ -41,6 +42,7 @@ def embedding(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> Non
 
 
 def convolution(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """Ends the colours of the input channels and starts those of the outputs; depthwise, each passes through."""
     x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
     found = c.leaf(weight)
     shadow = c.shadow(x)
@@ -79,12 +81,14 @@ def convolution(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> N
 
 
 def add_bias(c: Palette, bias: Any, colours: Tensor) -> None:
+    """A bias has the colours of the outputs it is added to."""
     if found := c.leaf(bias):
         c.cut(found[0], colours)
         c.elements[found[0]] = c.cuts[found[0]][0]
 
 
 def product(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """A matrix product of whatever kind, with its bias."""
     bias = None
     if name in ("addmm", "baddbmm"):
         bias, a, b = args[:3]
@@ -139,6 +143,7 @@ def weight_of(c: Palette, tensor: Tensor) -> "Weight | None":
 
 
 def linear(c: Palette, x: Tensor, weight: "Weight", out: Tensor, width: int) -> Tensor | None:
+    """A product with a parameter: its inner dimension takes the colours that come in, its outer one starts new ones."""
     shadow, ndim = c.shadow(x), weight.whole.ndim
     if weight.inner is not None:
         colours = torch.zeros(weight.whole.shape[weight.inner], dtype=torch.int64)
@@ -211,6 +216,7 @@ def tie_to_stream(c: Palette, heads: Tensor) -> None:
     """Attention's width and that of the stream it reads shrink by one fraction: code computes one from the other."""
     blocks = list(heads)
     for (name, _), colours in c.births.items():
-        if name in c.reads and torch.isin(heads, colours).any() and len(read := colours_of(c.reads[name])):
+        made_here = bool(((heads >= colours[0]) & (heads <= colours[-1])).any())  # a layer's colours follow each other
+        if made_here and name in c.reads and len(read := colours_of(c.reads[name])):
             blocks.append(read)
     c.ties.append(blocks)
