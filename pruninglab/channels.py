@@ -6,6 +6,7 @@ the network really smaller.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,20 +134,35 @@ def choose(
     places = allocations.allocate(allocation, pseudo, keep)
     uneven_first = sorted(places.items(), key=lambda item: not any(named[rival].family.uneven for rival in item[0]))
     for rivals, n in uneven_first:  # what their ties do not allow is made up for by the others
-        left = compete([named[name] for name in rivals], n + carried)
+        step = max(named[name].sizes[0] for name in rivals)  # a narrow family does not make up for a wide one
+        goal = n + min(max(carried, -step), step)
+        staying = dict(zip(rivals, compete([named[name] for name in rivals], goal), strict=True))
         kept = 0
-        for name, steps in zip(rivals, left, strict=True):
-            family = named[name].family
-            staying = torch.cat(named[name].steps[:steps])
-            if family.uneven:
-                staying = fit(graph, family, scores, len(staying))
-            kept += len(staying)
-            going = torch.ones(graph.n, dtype=torch.bool)
-            going[staying] = False
-            channels = torch.cat(family.cells)
-            removed[channels] = going[channels]
+        for name in [name for name in rivals if named[name].family.uneven]:
+            kept += _settle(graph, named[name], scores, staying.pop(name), removed)
+        if len(staying) < len(rivals) and staying:  # the others make up for what ties did not allow
+            even = compete([named[name] for name in staying], goal - kept)
+            staying = dict(zip(staying, even, strict=True))
+        for name, steps in staying.items():
+            kept += sum(named[name].sizes[:steps])
+            for step_removed in named[name].steps[steps:]:
+                removed[step_removed] = True
         carried += n - kept
     return removed
+
+
+def _settle(graph: Graph, ranking: Ranking, scores: Tensor, wanted: int, removed: Tensor) -> int:
+    """Mark what goes of an uneven family; returns how many of its channels stay."""
+    staying = fit(graph, ranking.family, scores, wanted)
+    if wanted < len(staying) == ranking.family.channels:
+        warnings.warn(
+            f"the channels of {ranking.family.layers[0]} stay: they are shuffled so often that no smaller choice of "
+            "them divides evenly everywhere",
+            stacklevel=6,
+        )
+    removed[torch.cat(ranking.family.cells)] = True
+    removed[staying] = False
+    return len(staying)
 
 
 def _spread(ranking: Ranking, name: str) -> Scores:

@@ -92,7 +92,7 @@ def families(
     if not n:
         return []
     signatures: list[list[int]] = [[] for _ in range(n)]
-    distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties}
+    distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties if tie}
     for b, block in enumerate(block for tie in distinct for block in tie):
         for channel in set(block):
             signatures[channel].append(b)

@@ -55,7 +55,8 @@ def prune(
             For channels the fraction of channels, and so on for other units that can be cut out.
         params: instead of `sparsity`, how many parameters of the whole model (unprunable ones too) may stay non-zero.
         flops: instead, how many floating-point operations a forward pass of `example_inputs` may take (channels).
-        latency_ms: instead, how many milliseconds it may take on this machine, on one thread (channels).
+        latency_ms: instead, how many milliseconds it may take on this machine, on one thread, by a table of its
+            layers' times that is measured for this (`latency.LatencyTable`; channels).
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
         unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns; "channel",
             "head" or "layer" for what `slim` can cut out afterwards.

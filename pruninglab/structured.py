@@ -1,6 +1,6 @@
 """`prune` for what can be cut out: from a criterion and a budget to masks that empty channels, heads or blocks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from pruninglab.layers import PRUNABLE, Exclude, entries, matches
 from pruninglab.masks import Masks
 from pruninglab.pruning import check_sparsity
 from pruninglab.statistics import collect
-from pruninglab.surgery import cut, emptied
+from pruninglab.surgery import emptied
 from pruninglab.tasks.training import evaluating
 from pruninglab.units import Structure
 
@@ -67,13 +67,17 @@ def prune_structures(
     if kind == "sparsity":
         removed = pick(int(total * (1 - amount) + 0.5))
     else:
-        cost = _cost(kind, model, graph, inputs)
-        least = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
-        removed = search(cost, pick, least, total, amount)
-        if abs(cost(removed) - amount) > CLOSE * amount:
-            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
+        cost = _cost(kind, model, graph)
+
+        def meet(wanted: float) -> Tensor:
             least = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
-            removed = nearest(cost, rankings, search(cost, pick, least, total, amount), amount)
+            found = search(cost, pick, least, total, wanted)
+            return found if abs(cost(found) - wanted) <= CLOSE * wanted else nearest(cost, rankings, found, wanted)
+
+        removed = meet(amount)
+        if abs(cost(removed) - amount) > CLOSE * amount and unit.multiple_of > 1:  # not with rounded widths
+            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
+            removed = meet(amount)
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
@@ -192,26 +196,19 @@ def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking:
     return scores
 
 
-def _cost(kind: str, model: nn.Module, graph: Graph, inputs: Inputs) -> Any:
-    """What a choice of channels to remove costs: parameters, FLOPs, or milliseconds."""
-    from pruninglab import measure
+def _cost(kind: str, model: nn.Module, graph: Graph) -> Callable[[Tensor], float]:
+    """What a choice of channels to remove leaves: parameters, FLOPs, or milliseconds by a table measured now."""
+    if kind == "flops":
+        return graph.flops
+    if kind == "latency_ms":
+        from pruninglab.latency import LatencyTable
 
-    everything = sum(parameter.numel() for parameter in model.parameters())
+        return LatencyTable(model, graph).predict
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    everything = sum(sizes.values())
 
     def params(removed: Tensor) -> float:
         left = graph.alive_sizes(removed)
         return everything - sum(round(sizes[name] * (1 - left[name])) for name in left if name in sizes)
 
-    if kind == "params":
-        return params
-
-    if kind == "flops":
-        return graph.flops
-
-    def measured(removed: Tensor) -> float:
-        small = cut(model, graph, removed, inputs) if removed.any() else model
-        with evaluating(small):
-            return measure.latency(lambda: call(small, inputs)).low
-
-    return measured
+    return params
