@@ -33,7 +33,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pruninglab import prune
-from pruninglab.graph import Inputs, call, trace
+from pruninglab.batches import Inputs, call
+from pruninglab.graph import trace
 from pruninglab.surgery import emptied, slim
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))

@@ -6,10 +6,11 @@ Knows nothing of models: what is done with a batch is the business of `pruningla
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 BATCH = 128  # samples at a time when the data come as whole tensors or as a dataset
 
 
@@ -45,3 +46,10 @@ def length(part: Any, what: str) -> int:
     if first is None or not first.ndim:
         raise ValueError(f"{what} of a batch must be a tensor with the samples first, or hold one, not {part!r:.60}")
     return len(first)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's outputs for a tensor, a tuple of arguments, or a dict of named ones."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruninglab.graph import Inputs, call
+from pruninglab.batches import Inputs, call
 from pruninglab.layers import PRUNABLE
 from pruninglab.masks import Masks
 from pruninglab.tasks.training import evaluating

@@ -7,7 +7,7 @@ they read). A family goes in *slots*, each the least that can be removed without
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.families import Family, families, with_kinds
 from pruninglab.layers import Exclude, entries, matches
 from pruninglab.tasks.training import evaluating
-
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-
 
 STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
 
@@ -182,13 +180,6 @@ def left_shape(alive: Tensor, what: str) -> list[int]:
         if math.prod(tried) == total:
             return tried
     raise GraphError(f"{what}: its parts lose different numbers of channels")
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's outputs for inputs of any accepted form."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 @contextmanager

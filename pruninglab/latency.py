@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruninglab.graph import Graph, Inputs, call
+from pruninglab.batches import Inputs, call
+from pruninglab.graph import Graph
 from pruninglab.measure import latency
 from pruninglab.progress import progress
 from pruninglab.tasks.training import evaluating

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pruninglab.batches import Inputs, call
 from pruninglab.files import save_tensors
-from pruninglab.graph import Inputs, call
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pruninglab.batches import Inputs, call
 from pruninglab.colours import Step, narrow
-from pruninglab.graph import Graph, GraphError, Inputs, call, watched
+from pruninglab.graph import Graph, GraphError, watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
-from pruninglab.batches import batches
+from pruninglab.batches import Inputs, batches, call
 from pruninglab.blocks import block_masks, bypass, removable, see
 from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.families import head_families
-from pruninglab.graph import Graph, GraphError, Inputs, call, trace
+from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.layers import PRUNABLE, Exclude, entries, matches
 from pruninglab.masks import Masks
 from pruninglab.pruning import check_sparsity

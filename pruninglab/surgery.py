@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruninglab.batches import Inputs
 from pruninglab.blocks import bypass, emptied_blocks
-from pruninglab.graph import Graph, Inputs, trace
+from pruninglab.graph import Graph, trace
 from pruninglab.masks import Masks
 from pruninglab.mending import mend
 from pruninglab.slimmed import recalibrate as recalibrate_norms

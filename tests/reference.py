@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruninglab.batches import call
 from pruninglab.colours import Colouring, narrow
-from pruninglab.graph import Graph, call, watched
+from pruninglab.graph import Graph, watched
 
 
 class Masked(Colouring):

@@ -19,7 +19,6 @@ from pruninglab.recipes.lapp import gated, margins, open_gates
 from pruninglab.recipes.polarize import train_gates
 from pruninglab.surgery import slim
 
-
 # ── LAPP ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -15,6 +15,7 @@ from pruninglab.notebook.plots import (
 )
 from pruninglab.notebook.predictions import predict
 from pruninglab.notebook.reading import roadmap, source, start
+from pruninglab.notebook.structured_plots import draw_groups, draw_widths
 from pruninglab.notebook.tables import by_seed, means
 from pruninglab.notebook.widgets import explore, twin
 
@@ -25,12 +26,14 @@ __all__ = [
     "check",
     "claim",
     "draw_bars",
+    "draw_groups",
     "draw_lines",
     "draw_masks",
     "draw_numbers",
     "draw_pruning",
     "draw_scores",
     "draw_weights",
+    "draw_widths",
     "explore",
     "legend",
     "means",

@@ -249,3 +249,8 @@ def _(f: Function) -> None:
 def _(f: Function) -> None:
     assert math.isclose(f(-0.5, 0.9), 0.0, abs_tol=1e-12), f"at t = −0.5 it gave {f(-0.5, 0.9)}"
     assert math.isclose(f(1.5, 0.9), 0.9), f"at t = 1.5 it gave {f(1.5, 0.9)}"
+
+
+# ── chapter 3 ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+from pruninglab.notebook import answers_structured  # noqa: E402, F401  its exercises make themselves known, in order
