@@ -98,12 +98,12 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
     while isinstance(trouble, _Differs):
         for holder, key, old, value in _candidates(small, trouble):
             tried += 1
-            _set(holder, key, value)
+            holder[key] = value
             after = _compare(small, graph, removed, inputs)
-            if not isinstance(after, _Differs) or after.step > trouble.step:
-                trouble = after
+            if _further(after, trouble):
+                trouble = _also_in_its_like(small, holder, key, old, value, after, graph, removed, inputs)
                 break
-            _set(holder, key, old)
+            holder[key] = old
         else:
             tried = TRIES
         if isinstance(trouble, _Differs) and tried >= TRIES:
@@ -111,6 +111,40 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
             raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
     for shadow, ratio in trouble:
         _rescale(small, graph, removed, shadow, ratio)
+
+
+def _further(after: "_Differs | Factors", before: "_Differs") -> bool:
+    return not isinstance(after, _Differs) or after.step > before.step
+
+
+def _also_in_its_like(
+    small: nn.Module,
+    holder: Any,
+    key: Any,
+    old: int,
+    value: int,
+    after: "_Differs | Factors",
+    graph: Graph,
+    removed: Tensor,
+    inputs: Inputs,
+) -> "_Differs | Factors":
+    """Networks repeat themselves: change the same number in all modules of the same class, if that leads further."""
+    owners = [module for module in small.modules() if vars(module) is holder]
+    like = [
+        vars(module)
+        for module in small.modules()
+        if owners and type(module) is type(owners[0]) and vars(module).get(key) == old
+    ]
+    if not like or not isinstance(after, _Differs):
+        return after
+    for values in like:
+        values[key] = value
+    all_together = _compare(small, graph, removed, inputs)
+    if _further(all_together, after):
+        return all_together
+    for values in like:
+        values[key] = old
+    return after
 
 
 Factors = list[tuple[Tensor, float]]
@@ -170,10 +204,6 @@ def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
             if guess > 0 and guess != value and guess not in found:
                 found.add(guess)
                 yield guess
-
-
-def _set(holder: Any, key: Any, value: int) -> None:
-    holder[key] = value
 
 
 def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float) -> None:

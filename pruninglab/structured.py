@@ -55,7 +55,10 @@ def prune_structures(
     families = head_families(graph) if unit.name == "head" else graph.families
     if not families:
         raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
-    scores = channel_scores(graph, _layer_scores(model, graph, inputs, asking), unit)
+    if asking[0] is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights it has
+        scores = torch.rand(graph.n, generator=_generator(asking[4]), dtype=torch.float64)
+    else:
+        scores = channel_scores(graph, _layer_scores(model, graph, inputs, asking), unit)
     if within is not None:
         scores[emptied(model, within, graph)] = -torch.inf
     rankings = [rank(family, scores, unit) for family in families]
@@ -166,10 +169,14 @@ def reasons(graph: Graph) -> str:
     return "; ".join(f"{why} ({n} channels)" for why, n in Counter(graph.kept.values()).most_common(3)) or "it has none"
 
 
+def _generator(seed: int | torch.Generator) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
+
+
 def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking: Asking) -> dict[str, criteria.Scores]:
     """Ask the criterion about every layer that it can speak of."""
     function, data, loss, initial, seed, _ = asking
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
+    generator = _generator(seed)
     wanted = [name for name in criteria.needs(function) if name != "generator"]
     found: dict[str, dict[str, Tensor]] = {}
     turned: set[str] = set()

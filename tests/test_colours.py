@@ -120,7 +120,7 @@ def test_what_an_unknown_operation_reads_is_kept():
     found = reasons(Recurrent(), torch.randn(1, 3, 3))
     assert found["before.weight"] == {""}
     assert all("cannot be followed in cell" in why for why in found["into.weight"])
-    assert found["out.weight"] == {"the output in the model"}
+    assert found["out.weight"] == {"the model's output"}
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_what_mixes_channels_keeps_them_and_says_why(operation, why):
     assert any(why in text for text in found["b.weight"])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "forward",
     [
         lambda s, x: s.c(torch.relu(h := s.b(s.a(x)))) + h[h > 0].sum(),
         lambda s, x: s.c(torch.relu(h := s.b(s.a(x)))) + h[h > 0.3].exp().sum(),
-        lambda s, x: s.c(torch.relu(h := s.b(s.a(x)))) + h[h > -0.3].exp().sum(),
+        lambda s, x: s.c(torch.relu(h := s.b(s.a(x)))) + h[h > -0.3].exp().sum(),  # zeros are chosen too
         lambda s, x: s.c((h := s.b(s.a(x))) * len(h.nonzero())),
     ],
 )

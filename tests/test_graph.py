@@ -173,7 +173,7 @@ def test_groups_written_out_by_hand(case):
     assert free == expected
     outputs = list(model.parameters())[-1].shape[0] if case != "transposed convolution" else 2
     assert len(kept) == outputs, "the outputs stay"
-    assert all("the output" in why for why in kept.values())
+    assert all("the model's output" in why for why in kept.values())
 
 
 def test_a_table_of_words_that_is_tied_to_the_outputs():

@@ -19,6 +19,7 @@ from pruninglab.surgery import cut, emptied, slim
 from pruninglab.tasks.models import ResNet, cnn
 
 EXACT = 1e-9
+STEP = 16  # channels: what `prune` rounds widths to
 IN_FLOAT32 = {"llama", "qwen3", "t5"}  # their norms compute in float32 even in a model of float64
 
 
@@ -47,10 +48,10 @@ def test_slim_is_the_masked_model(name):
     assert not small.training
     assert relative_error(masked_outputs(model, graph, removed, x), call(small, x)) <= EXACT
     channels = sum(family.channels for family in graph.families)
-    assert abs(int(removed.sum()) - channels / 2) <= max(family.multiple for family in graph.families)
+    assert abs(int(removed.sum()) - channels / 2) <= STEP
     for family in graph.families:
-        for cell in family.cells:
-            assert 0 < int(removed[cell].sum()) < len(cell), "each family loses channels, and keeps some"
+        for cell in family.cells if not family.uneven else ():
+            assert 0 < int(removed[cell].sum()) < len(cell), "each layer loses channels, and keeps some"
     assert size(small) < 0.5 * before
     assert trains(small, x)
 
@@ -64,16 +65,25 @@ def test_slim_is_the_masked_model_of_transformers(name):
     assert size(small) < 0.7 * size(model)
 
 
-@pytest.mark.parametrize("name", [*LANGUAGE, "vision transformer", "swin", "maxvit"])
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_without_heads_slim_is_the_masked_model_as_it_runs(name):
-    model, x = language(name) if name in LANGUAGE else vision(name)
+    model, x = language(name)
     before = size(model)
     masks = prune(model, unit="head", sparsity=0.5, allocation="uniform", example_inputs=x)
     small = slim(model, masks, x)
     assert relative_error(call(model, x), call(small, x)) <= (1e-6 if name in IN_FLOAT32 else EXACT)
-    assert size(small) < before
-    if name in LANGUAGE:
-        assert size(small) == before - int(sum((~mask).sum() for mask in masks.values()))
+    assert size(small) == before - int(sum((~mask).sum() for mask in masks.values())) < before
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("vision transformer", "encoder_layer_0.self_attention"), ("swin", "features.1.0.attn"), ("maxvit", "attn_layer")],
+)
+def test_heads_that_are_as_wide_as_the_stream_by_code_are_refused(name, where):
+    """These forwards take the width of all heads from that of their input, so that no head can go alone."""
+    model, x = vision(name)
+    with pytest.raises(GraphError, match=where):
+        slim(model, prune(model, unit="head", sparsity=0.5, example_inputs=x), x)
 
 
 @pytest.mark.parametrize("sparsity", [0.2, 0.8])
@@ -101,7 +111,7 @@ def test_a_wrong_channel_would_be_noticed(name):
     model, x = language(name) if name in LANGUAGE else vision(name)
     small, graph, removed, _ = slimmed(model, x)
     wanted = masked_outputs(model, graph, removed, x)
-    assert relative_error(wanted, call(cut(model, graph, removed, x), x)) <= EXACT
+    assert relative_error(wanted, call(small, x)) <= EXACT
     cell = max((cell for family in graph.families for cell in family.cells), key=lambda cell: int(removed[cell].sum()))
     wrong = removed.clone()
     wrong[cell[removed[cell]][0]], wrong[cell[~removed[cell]][0]] = False, True
@@ -158,7 +168,7 @@ def test_right_or_refused(case):
 
 def bottleneck():
     torch.manual_seed(0)
-    model, x = ResNet(1, 1, (8, 16)), torch.randn(4, 1, 8, 8)
+    model, x = ResNet(1, 2, (8, 16)), torch.randn(4, 1, 8, 8)
     randomize(model.eval(), x)
     return model, x
 
@@ -266,13 +276,11 @@ def test_export():
 
 def test_masks_of_another_model():
     model, x = bottleneck()
-    other = ResNet(1, 1, (8, 12)).eval()
+    other = ResNet(1, 2, (8, 12)).eval()
     masks = prune(other, unit="channel", sparsity=0.5, example_inputs=x)
-    with pytest.raises(
-        ValueError, match=r"not of this model: layer2.0.conv1.weight is \(12, 8, 3, 3\).*\(16, 8, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"not of this model: layer2.0.conv1.weight is \(12, 8.*\(16, 8"):
         slim(model, masks, x)
-    with pytest.raises(ValueError, match="not of this model: conv1.weight.*missing"):
+    with pytest.raises(ValueError, match=r"not of this model: conv1.weight.*missing"):
         slim(nn.Linear(2, 2), masks, torch.randn(1, 2))
 
 
@@ -327,7 +335,7 @@ def test_parts_that_lose_different_numbers():
 
     masks = by_hand(model, x, removed)
     before = snapshot(model)
-    with pytest.raises(GraphError, match=r"1\.weight.*lose different numbers"):
+    with pytest.raises(GraphError, match=r"in 1, convolution"):
         slim(model, masks, x)
     assert same(before, snapshot(model))
 

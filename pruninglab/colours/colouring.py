@@ -57,7 +57,7 @@ class Colouring(Palette, TorchDispatchMode):
     def finish(self, outputs: Any) -> None:
         """Freeze what the caller gets to see: of a dictionary with logits (as transformers return) only those."""
         for leaf in tree_leaves(getattr(outputs, "logits", outputs)):
-            self.freeze(self.shadow(leaf), "the output")
+            self.freeze(self.shadow(leaf), "the model's output")
         self.ties += list(moves.split_dimensions(self, self.views))
 
 

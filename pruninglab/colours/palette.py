@@ -143,7 +143,7 @@ class Palette:
         if colours is not None:
             distinct = torch.unique(colours)
             if len(distinct := distinct[distinct != 0]):
-                self.frozen.append((distinct, f"{why} in {self.where[-1] or 'the model'}"))
+                self.frozen.append((distinct, f"{why} in {self.where[-1]}" if self.where[-1] else why))
 
     def leaf(self, tensor: Any) -> tuple[str, Tensor] | None:
         """The parameter or buffer that a tensor is, or is a view of."""
