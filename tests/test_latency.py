@@ -56,7 +56,9 @@ def test_layers_are_timed_at_the_widths_that_were_asked_for():
     grouped, x = _resized(nn.Conv2d(32, 64, 3, groups=4), X.shape, 0.5, 0.5)
     assert (grouped.in_channels, grouped.out_channels, grouped.groups) == (16, 32, 4)
     linear, x = _resized(nn.Linear(64, 10, bias=False), torch.Size([4, 64]), 0.5, 1.0)
-    assert x.shape == (4, 32) and linear(x).shape == (4, 10) and linear.bias is None
+    assert x.shape == (4, 32)
+    assert linear(x).shape == (4, 10)
+    assert linear.bias is None
 
 
 def test_a_budget_in_milliseconds_removes_channels():

@@ -11,6 +11,7 @@ from helpers import same, snapshot
 from networks import LANGUAGE, VISION, Net, language, randomize, relative_error, slimmed, slimmed_or_refused, vision
 from reference import masked_outputs, zero
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pruninglab import Masks, prune
 from pruninglab.batches import call
@@ -29,9 +30,7 @@ def size(model):
 
 def trains(small, x):
     """A backward pass in training mode, of all outputs."""
-    outputs = call(small.train(), x)
-    outputs = getattr(outputs, "logits", outputs)
-    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    parts = [leaf for leaf in tree_leaves(call(small.train(), x)) if isinstance(leaf, torch.Tensor)]
     sum(part.square().mean() for part in parts).backward()
     return all(p.grad is not None and bool(p.grad.isfinite().all()) for p in small.parameters() if p.requires_grad)
 

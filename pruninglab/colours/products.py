@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruninglab.colours.palette import Palette, Work
 from pruninglab.colours.shadows import along, colours_of, tensors_in
@@ -112,6 +112,9 @@ def product(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
 def contracted(c: Palette, a: Tensor, b: Tensor, out: Tensor) -> Tensor | None:
     """The shadow of a @ b."""
     left, right = weight_of(c, a), weight_of(c, b)
+    if left and right:  # a table of constants that goes through a layer is no weight
+        left = left if isinstance(left.whole, nn.Parameter) else None
+        right = right if left is None or isinstance(right.whole, nn.Parameter) else None
     c.work = Work(1, summed=None, summed_size=a.shape[-1], result=tuple(out.shape))
     if right and not left:
         share = b.shape[-1] * b.shape[-2] / right.whole.numel()
