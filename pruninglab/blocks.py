@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruninglab.batches import Inputs, call
+from pruninglab.graph import GraphError
 from pruninglab.layers import PRUNABLE
 from pruninglab.masks import Masks
 from pruninglab.tasks.training import evaluating
@@ -45,6 +46,8 @@ def see(model: nn.Module, names: list[str], inputs: Inputs) -> Seen:
     try:
         with evaluating(model):
             call(model, inputs)
+    except Exception as error:
+        raise GraphError(f"{type(model).__name__} fails on example_inputs: {type(error).__name__}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()

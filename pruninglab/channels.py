@@ -111,10 +111,14 @@ def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
     while joined > 1 and family.slots < 4 * joined:  # leave a narrow layer at least four widths to choose from
         joined //= 2
     slots = torch.cat(pieces, 1)
-    steps = tuple(group.reshape(-1) for group in slots.split(joined))
+    groups = slots.split(joined)
+    steps = tuple(group.reshape(-1) for group in groups)
     values = torch.stack([scores[step].nanmean() for step in steps]).nan_to_num(nan=0.0)
-    floor = max(1, -(-unit.floor // max(1, joined * family.multiple)))
-    return Ranking(family, steps, values, min(floor, len(steps)))
+    floor, width = 1, family.multiple * len(groups[0])
+    while width < unit.floor and floor < len(steps):
+        width += family.multiple * len(groups[floor])
+        floor += 1
+    return Ranking(family, steps, values, floor)
 
 
 def choose(
@@ -130,25 +134,47 @@ def choose(
         raise BudgetError(f"{keep} channels were to stay, but at least {needed} must, so that no layer is empty")
     named = {f"{i}|{ranking.family.layers[0]}": ranking for i, ranking in enumerate(rankings)}
     pseudo = {name: _spread(ranking, name) for name, ranking in named.items()}
-    removed, carried = torch.zeros(graph.n, dtype=torch.bool), 0
+    removed, carried, fixed = torch.zeros(graph.n, dtype=torch.bool), 0, 0
+    left: dict[str, int] = {}
     places = allocations.allocate(allocation, pseudo, keep)
     uneven_first = sorted(places.items(), key=lambda item: not any(named[rival].family.uneven for rival in item[0]))
-    for rivals, n in uneven_first:  # what their ties do not allow is made up for by the others
-        step = max(named[name].sizes[0] for name in rivals)  # a narrow family does not make up for a wide one
+    for rivals, n in uneven_first:
+        step = max(max(named[name].sizes) for name in rivals)  # a narrow family does not make up for a wide one
         goal = n + min(max(carried, -step), step)
         staying = dict(zip(rivals, compete([named[name] for name in rivals], goal), strict=True))
         kept = 0
         for name in [name for name in rivals if named[name].family.uneven]:
             kept += _settle(graph, named[name], scores, staying.pop(name), removed)
+        fixed += kept
         if len(staying) < len(rivals) and staying:  # the others make up for what ties did not allow
             even = compete([named[name] for name in staying], goal - kept)
             staying = dict(zip(staying, even, strict=True))
-        for name, steps in staying.items():
-            kept += sum(named[name].sizes[:steps])
-            for step_removed in named[name].steps[steps:]:
-                removed[step_removed] = True
-        carried += n - kept
+        left |= staying
+        carried += n - kept - sum(sum(named[name].sizes[:steps]) for name, steps in staying.items())
+    _level(named, left, keep - fixed)
+    for name, steps in left.items():
+        for going in named[name].steps[steps:]:
+            removed[going] = True
     return removed
+
+
+def _level(named: Mapping[str, Ranking], left: dict[str, int], keep: int) -> None:
+    """Take single steps from the families that kept most (or give to those that kept least) up to the number asked."""
+    gap = keep - sum(sum(named[name].sizes[:steps]) for name, steps in left.items())
+    while gap:
+        change = 1 if gap > 0 else -1
+        found = []
+        for name, steps in left.items():
+            ranking, new = named[name], steps + change
+            if ranking.floor <= new <= len(ranking.steps):
+                size = ranking.sizes[min(steps, new)]
+                if abs(gap - change * size) < abs(gap):
+                    found.append((change * sum(ranking.sizes[:steps]) / sum(ranking.sizes), name, size))
+        if not found:
+            return
+        _, name, size = min(found)
+        left[name] += change
+        gap -= change * size
 
 
 def _settle(graph: Graph, ranking: Ranking, scores: Tensor, wanted: int, removed: Tensor) -> int:

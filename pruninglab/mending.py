@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruninglab.batches import Inputs, call
-from pruninglab.colours import Step, narrow
+from pruninglab.colours import Step, colours_of, narrow
+from pruninglab.colours.moves import SPLITS
 from pruninglab.graph import Graph, GraphError, watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
@@ -55,10 +56,29 @@ class _Beside(TorchDispatchMode):
         pairs = [pair for shadow in shadows for pair in zip(shadow.shape, self.left(shadow), strict=True)]
         return [(old, new, None) for old, new in pairs if old != new]
 
+    def note(self, step: Step, name: str, args: Any) -> None:
+        """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
+        numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
+        if numbers == step.numbers or all(shadow is None for shadow in (*step.operands, *step.shadows)):
+            return
+        colours = None if not step.operands or step.operands[0] is None else colours_of(step.operands[0])
+        attention = colours is not None and bool(torch.isin(colours, self.graph.colouring.in_heads()).all())
+        if name.rstrip("_") not in ("mul", "div") or len(numbers) != 1 or not numbers[0] or not attention:
+            what = f"{name} takes the number {numbers} instead of {step.numbers}, which depends on a width"
+            raise _Differs(self.at, self.where[-1], what, [])
+        ratio = step.numbers[0] / numbers[0]
+        self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))  # type: ignore[arg-type]
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function._schema.name.removeprefix("aten::")
         step = self.steps[self.at] if self.at < len(self.steps) else None
-        if step is None or step.name != name:
+        if step is not None and step.name != name:  # joining dimensions copies or not, as numbers lie in memory
+            if name == "clone" and step.name in SPLITS:
+                return function(*args, **(kwargs or {}))
+            if name in SPLITS and step.name == "clone" and self.steps[self.at + 1].name in SPLITS:
+                self.at += 1
+                step = self.steps[self.at]
+        if step is None or (step.name != name and not {step.name, name} <= SPLITS):
             raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
         changed = self.changes(step)
         try:
@@ -72,11 +92,8 @@ class _Beside(TorchDispatchMode):
                 sizes = list(zip(shadow.shape, left, got, strict=False)) if len(left) == len(got) else []
                 what = f"{name} gives {tuple(got)} instead of {tuple(left)}"
                 raise _Differs(self.at, self.where[-1], what, [three for three in sizes if three[1] != three[2]])
-        if name in ("mul", "div", "mul_", "div_") and step.operands and step.operands[0] is not None:
-            numbers = [float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-            if len(numbers) == len(step.numbers) == 1 and numbers[0] != step.numbers[0] and numbers[0]:
-                ratio = step.numbers[0] / numbers[0]
-                self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))
+        if torch.Tag.pointwise in function.tags:
+            self.note(step, name, args)
         self.at += 1
         return out
 

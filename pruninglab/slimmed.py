@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,6 +84,10 @@ def recalibrate(model: nn.Module, data: Any) -> nn.Module:
     Raises:
         ValueError: the data are empty.
     """
+    found = iter(batches(data))
+    first = next(found, None)
+    if first is None:
+        raise ValueError("recalibrate needs data: there is not one batch")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
@@ -92,7 +97,7 @@ def recalibrate(model: nn.Module, data: Any) -> nn.Module:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
-        for x, _ in batches(data) if norms else ():
+        for x, _ in chain([first], found) if norms else ():
             model(**x) if isinstance(x, dict) else model(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

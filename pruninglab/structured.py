@@ -68,7 +68,15 @@ def prune_structures(
         return choose(graph, rankings, scores, keep, allocation)
 
     if kind == "sparsity":
-        removed = pick(int(total * (1 - amount) + 0.5))
+        keep = int(total * (1 - amount) + 0.5)
+        step = max(max(ranking.sizes) for ranking in rankings)
+        try:
+            removed = pick(keep)
+        except BudgetError:
+            removed = None
+        if removed is None or abs(total - int(removed.sum()) - keep) > step:  # rounded widths are too coarse for this
+            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
+            removed = pick(keep)
     else:
         cost = _cost(kind, model, graph)
 

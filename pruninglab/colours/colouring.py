@@ -49,6 +49,8 @@ class Colouring(Palette, TorchDispatchMode):
         self.work = None
         if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
             rule_for(name, function)(self, name, out, args, kwargs)
+            if elementwise.loses_zeros(self, name, function, args, tensors):
+                self.not_zero.update(dict.fromkeys(tensors_in(out), True))
         results = list(tensors_in(out))
         numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
         self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands, self.work))

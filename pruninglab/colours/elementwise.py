@@ -13,6 +13,36 @@ ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  
 LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
 
 
+KEEPING_ZERO = frozenset(
+    "relu mul neg abs pow sqrt tanh silu gelu hardswish hardtanh leaky_relu elu sin square div erf mish threshold sign "
+    "native_dropout selu celu expm1 sinh asinh atan relu6 clamp_max hardshrink softshrink trunc round floor ceil sgn "
+    "log1p tan asin atanh erfinv".split()
+)
+ADDING = frozenset("add sub rsub where maximum minimum masked_fill lerp addcmul addcdiv clamp clamp_min".split())
+
+
+def loses_zeros(c: Palette, name: str, function: Any, args: Any, tensors: list[Tensor]) -> bool:
+    """Whether a result need not be zero where a channel is masked: exp(0) is 1, and x + 1 is not zero either.
+
+    That does not matter for a layer that reads it, whose weights for this channel are masked as well; it does where
+    channels are summed up as they are.
+    """
+    plain = name.rstrip("_")
+    coloured = [t for t in tensors if c.shadow(t) is not None]
+    spoilt = [t for t in coloured if t in c.not_zero]
+    if plain == "mul":
+        return len(spoilt) == len(coloured) > 0
+    if torch.Tag.pointwise in function.tags and plain not in ("clone", "_to_copy") and coloured:
+        if plain in ADDING:
+            numbers = [arg for arg in args if isinstance(arg, (int, float)) and arg != 0]
+            return bool(spoilt) or len(coloured) < len(tensors) or (bool(numbers) and len(tensors) == 1)
+        return bool(spoilt) or plain not in KEEPING_ZERO
+    return bool(spoilt) and plain not in SUMMING and "norm" not in plain
+
+
+SUMMING = frozenset("mm bmm addmm baddbmm linear matmul convolution embedding".split())
+
+
 def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Colours that meet become one. A parameter takes the colours of what it acts on."""
     result = tree_leaves(out)[0]
@@ -86,7 +116,7 @@ def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     dims = list(lists[0]) if lists else numbers[:1] if name in ("max", "min", "amax", "argmax", "prod") else []
     dims = dims or list(range(shadow.ndim))
     plain = name.rstrip("_")
-    if plain not in ORDINARY_SUMS:
+    if plain not in ORDINARY_SUMS or args[0] in c.not_zero:
         for dim in dims:
             if c.varies(shadow, dim):
                 c.freeze(shadow, f"{name} runs over channels")

@@ -10,13 +10,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pruninglab.colours.palette import Palette
 from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow, tensors_in
 
-SPLITS = frozenset(["view", "_unsafe_view", "reshape", "_reshape_alias"])
+SPLITS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 
 
 def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Do to the shadow what is done to the tensor, and note which parts must shrink alike."""
     tensors = list(tensors_in((args, kwargs)))
-    moving = tensors[:1] if name in ("index", "index_select", "gather") else tensors
+    moving = tensors
+    if name in ("index", "index_select", "gather"):
+        moving, places = tensors[:1], tensors[1:]
+        if any(c.shadow(place) is not None for place in places):  # what is picked depends on what the channels hold
+            for tensor in tensors:
+                c.freeze(c.shadow(tensor), f"{name} depends on the data")
+            return
     if not any(t in c.shadows for t in moving) and all(
         c.leaf(result) for result in tree_leaves(out) if isinstance(result, Tensor)
     ):

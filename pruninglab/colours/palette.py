@@ -61,6 +61,7 @@ class Palette:
         self.steps: list[Step] = []
         self.where: list[str] = [""]
         self.touched: set[str] = set()
+        self.not_zero: Any = WeakIdKeyDictionary()  # tensors that are not zero where a removed channel would be
         self.ran: set[str] = set()
         self.work: Work | None = None
         self._parent = np.zeros(1, dtype=np.int64)
@@ -113,6 +114,12 @@ class Palette:
 
     def is_head(self, colours: Tensor) -> Tensor:
         return torch.from_numpy(self._virtual[colours.numpy()])
+
+    def in_heads(self) -> Tensor:
+        """The colours of queries, keys and values, and of the heads themselves."""
+        none = torch.zeros(0, dtype=torch.int64)
+        heads = torch.tensor([head for head, _ in self.members_of_head], dtype=torch.int64)
+        return torch.unique(torch.cat([heads, none, *(members for _, members in self.members_of_head)]))
 
     def varies(self, shadow: Tensor, dim: int) -> bool:
         """Whether colours differ along a dimension."""

@@ -186,6 +186,8 @@ def both_activations(c: Palette, a: Tensor, b: Tensor, out: Tensor) -> Tensor | 
     for mine, theirs in ((one, other), (other, one)):
         c.freeze(torch.where(theirs == 0, mine, 0), "a product with something that is no channel")
     c.unite(one, other)
+    if a in c.not_zero and b in c.not_zero:
+        c.freeze(one, "a product of what is not zero for a removed channel")
     shape = out.shape
     if one.any() and other.any():  # queries and keys: each row of colours is a head
         heads, which = torch.unique(one.reshape(-1, one.shape[-1]), dim=0, return_inverse=True)
