@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruninglab.batches import Inputs, call
-from pruninglab.colours import Step, colours_of, narrow
+from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
 from pruninglab.graph import Graph, GraphError, watched
 
@@ -128,6 +128,32 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
             raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
     for shadow, ratio in trouble:
         _rescale(small, graph, removed, shadow, ratio)
+    if graph.colouring.by_place and not graph.whole_heads:
+        _check_places(small, graph, removed, inputs)
+
+
+def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
+    """Where code names channels by their places, see that each layer still reads the channels that it read.
+
+    Raises:
+        GraphError: a layer reads others now; names it.
+    """
+    again = Colouring(small, whole_heads=graph.whole_heads)
+    with watched(small, again.where), again:
+        call(small, inputs)
+    gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])
+    number = torch.full((len(again.root(torch.arange(again.known()))),), -1, dtype=torch.int64)
+    for key, colours in again.births.items():
+        before = graph.births[key]
+        roots, channels = again.root(colours), before[~gone[before]]
+        known = number[roots]
+        if not bool(((known == -1) | (known == channels)).all()):
+            raise GraphError(f"channels are named by their places: other ones meet at {key[0]} than before")
+        number[roots] = channels
+    for name, colours in again.reads.items():
+        before = graph.number[graph.colouring.reads[name]]
+        if not torch.equal(number[again.root(colours)], before[~gone[before]]):
+            raise GraphError(f"channels are named by their places: {name} reads other ones than before")
 
 
 def _further(after: "_Differs | Factors", before: "_Differs") -> bool:
@@ -138,8 +164,8 @@ def _also_in_its_like(
     small: nn.Module,
     holder: Any,
     key: Any,
-    old: int,
-    value: int,
+    old: Any,
+    value: Any,
     after: "_Differs | Factors",
     graph: Graph,
     removed: Tensor,
@@ -185,7 +211,7 @@ def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) ->
     return beside.rescale
 
 
-def _candidates(small: nn.Module, trouble: _Differs) -> Iterator[tuple[Any, Any, int, int]]:
+def _candidates(small: nn.Module, trouble: _Differs) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Numbers near the trouble, innermost module first, that hold an old size, and what they might have to be."""
     names = trouble.where.split(".") if trouble.where else []
     holders = [small.get_submodule(".".join(names[:end])) for end in range(len(names), -1, -1)]
@@ -197,12 +223,16 @@ def _candidates(small: nn.Module, trouble: _Differs) -> Iterator[tuple[Any, Any,
                 yield from _numbers(vars(config), trouble, exact)
 
 
-def _numbers(values: dict[str, Any], trouble: _Differs, exact: bool) -> Iterator[tuple[Any, Any, int, int]]:
+def _numbers(values: dict[str, Any], trouble: _Differs, exact: bool) -> Iterator[tuple[Any, Any, Any, Any]]:
     for key, value in list(values.items()):
         if key.startswith("_") or isinstance(value, bool):
             continue
         if isinstance(value, int):
             yield from ((values, key, value, new) for new in _values(value, trouble, exact))
+        elif isinstance(value, tuple) and all(type(item) is int for item in value):
+            for i, item in enumerate(value):
+                for new in _values(item, trouble, exact):
+                    yield values, key, value, (*value[:i], new, *value[i + 1 :])
         elif isinstance(value, list):
             for i, item in enumerate(value):
                 if isinstance(item, int) and not isinstance(item, bool):

@@ -87,7 +87,7 @@ def recalibrate(model: nn.Module, data: Any) -> nn.Module:
     found = iter(batches(data))
     first = next(found, None)
     if first is None:
-        raise ValueError("recalibrate needs data: there is not one batch")
+        raise ValueError("recalibrate needs data, and these are empty")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]

@@ -15,7 +15,7 @@ from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank,
 from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.families import head_families
 from pruninglab.graph import Graph, GraphError, trace
-from pruninglab.layers import PRUNABLE, Exclude, entries, matches
+from pruninglab.layers import PRUNABLE, Exclude, entries, matches, prunable
 from pruninglab.masks import Masks
 from pruninglab.pruning import check_sparsity
 from pruninglab.statistics import collect
@@ -49,6 +49,8 @@ def prune_structures(
     traced: Any = example_inputs if example_inputs is not None else first_sample(asking[1])
     inputs = traced.inputs if isinstance(traced, Graph) else traced
     exclude = entries(asking[5])
+    if exclude:
+        prunable(model, exclude)  # an entry that matches nothing is an error
     if unit.name == "layer":
         return prune_blocks(model, kind, amount, inputs, exclude, asking)
     graph = trace(model, traced, exclude, whole_heads=unit.name == "head")

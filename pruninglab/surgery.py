@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruninglab.batches import Inputs
+from pruninglab.batches import Inputs, call
 from pruninglab.blocks import bypass, emptied_blocks
-from pruninglab.graph import Graph, trace
+from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.masks import Masks
 from pruninglab.mending import mend
 from pruninglab.slimmed import recalibrate as recalibrate_norms
 from pruninglab.slimmed import remaining
+from pruninglab.tasks.training import evaluating
 
 
 def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:
@@ -49,6 +50,12 @@ def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, reca
     blocks = emptied_blocks(model, masks, inputs)
     if blocks:
         small = bypass(model, blocks)
+        try:
+            with evaluating(small), torch.no_grad():
+                call(small, inputs)
+        except Exception as error:
+            what = f"{', '.join(blocks[:3])}: other code reads inside, {type(error).__name__}: {error}"
+            raise GraphError(f"{type(model).__name__} does not run without {what}") from error
         gone = tuple(f"{block}." for block in blocks)
         rest = {name: mask for name, mask in masks.items() if not name.startswith(gone)}
         if all(bool(mask.all()) for mask in rest.values()):

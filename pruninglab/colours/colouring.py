@@ -12,25 +12,28 @@ from pruninglab.colours.palette import Palette, Step
 from pruninglab.colours.shadows import tensors_in
 
 MOVES = frozenset(
-    "view _unsafe_view reshape permute transpose t expand slice select split split_with_sizes chunk unbind squeeze "
-    "unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat constant_pad_nd unfold "
-    "as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col "
-    "lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy lift_fresh_copy positive "
-    "gather".split()
+    "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
+    "unbind squeeze unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat "
+    "constant_pad_nd unfold as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle "
+    "native_channel_shuffle im2col lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
+    "lift_fresh_copy positive gather".split()
 )
 PRODUCTS = frozenset("mm bmm addmm baddbmm linear dot mv matmul".split())
-POINTWISE = frozenset("hardswish hardswish_ native_dropout hardsigmoid mish where masked_fill masked_fill_".split())
+POINTWISE = frozenset(
+    "hardswish hardswish_ native_dropout hardsigmoid mish where masked_fill masked_fill_ _prelu_kernel".split()
+)
 PASSES = frozenset("_softmax _log_softmax _safe_softmax cumsum cumprod logcumsumexp".split())
 REDUCTIONS = frozenset("mean sum amax amin max min var std linalg_vector_norm prod logsumexp any all argmax".split())
 SPATIAL = frozenset(
-    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
-    "_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d "
-    "upsample_nearest1d upsample_bicubic2d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d replication_pad1d "
-    "replication_pad2d".split()
+    "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
+    "upsample_nearest2d upsample_bilinear2d upsample_nearest1d upsample_bicubic2d _upsample_bilinear2d_aa "
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d".split()
 )
+LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CREATIONS = frozenset(
-    "new_zeros new_ones new_full new_empty new_empty_strided zeros_like ones_like empty_like full_like rand_like "
-    "randn_like zero_ fill_ normal_ uniform_ bernoulli_ _local_scalar_dense is_same_size".split()
+    "new_zeros new_ones new_full new_empty new_empty_strided zero_ fill_ normal_ uniform_ bernoulli_ "
+    "_local_scalar_dense is_same_size".split()
 )
 
 
@@ -82,6 +85,13 @@ def ignored(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """What makes a new tensor of a given shape, or changes numbers but no channel."""
 
 
+def like(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """A new tensor of the shape of another one lies along its channels."""
+    c.put(out, c.shadow(args[0]))
+    if name != "zeros_like":
+        c.not_zero[out] = True
+
+
 def unknown(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """What is not known keeps its channels: nothing that enters it may be cut."""
     for tensor in tensors_in((args, kwargs)):
@@ -90,6 +100,7 @@ def unknown(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(CREATIONS, ignored),
+    **dict.fromkeys(LIKE, like),
     "as_strided_": ignored,  # only ever tells a result how it lies in memory
     **dict.fromkeys(SPATIAL, elementwise.spatial),
     **dict.fromkeys(PASSES, elementwise.passed),

@@ -56,6 +56,13 @@ def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
         shadow = c.shadow(tensor)
         if shadow is not None:
             total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow, result)
+    if total is not None:
+        last = max((d for d in range(total.ndim) if c.varies(total, d)), default=0)  # the dimension that shrinks
+        for tensor in tensors:
+            own = last - (result.ndim - tensor.ndim)
+            constant = c.shadow(tensor) is None and c.leaf(tensor) is None
+            if constant and own >= 0 and tensor.shape[own] > 1 and c.varies(total, last):
+                c.freeze(total, f"{name} with what has no channels")
     c.put(result, total)
 
 
@@ -84,6 +91,16 @@ def adopt(c: Palette, tensor: Tensor, shape: tuple[int, ...], total: Tensor | No
     name, whole = c.leaf(tensor)  # type: ignore[misc]
     if name in c.elements or whole.numel() == 1:
         return
+    lacking = [d for d in range(whole.ndim) if tensor.ndim == whole.ndim and tensor.shape[d] != whole.shape[d]]
+    if total is not None and lacking and tensor.stride() == whole.stride() and shape == tuple(tensor.shape):
+        wide = total.expand(torch.broadcast_shapes(total.shape, shape))
+        if not any(c.varies(wide, d) for d in lacking):  # only some of the positions are used: the others are like them
+            colours = c.fold(wide, lacking, unite=True)
+            spread = [d for d, size in enumerate(shape) if size == 1 < wide.shape[d]]
+            colours = c.fold(colours, spread, unite=not c.whole_heads) if spread else colours
+            c.elements[name] = colours.expand(whole.shape).clone()
+            c.cut(name, c.elements[name])
+            return
     if total is None or tensor.shape != whole.shape or tensor.stride() != whole.stride():
         if whole.numel() <= LARGEST:
             c.as_activation(tensor)

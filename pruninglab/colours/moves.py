@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pruninglab.colours.palette import Palette
 from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow, tensors_in
 
+PLACING = frozenset({"slice", "select", "index", "index_select", "roll", "flip", "split_with_sizes", "gather"})
 SPLITS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 
 
@@ -51,13 +52,17 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
         moved = padded(c, swap(args[0]), args[1])
     else:
         options = {key: tree_map(swap, value) for key, value in kwargs.items() if key in ("dim", "index", "dims")}
-        moved = getattr(torch.ops.aten, name)(*tree_map(swap, args), **options)
+        moved = getattr(torch.ops.aten, name if name[0] == "_" else name.rstrip("_"))(*tree_map(swap, args), **options)
     results = list(tensors_in(out))
     for result, shadow in zip(results, tree_leaves(moved), strict=True):
         c.put(result, shadow)
+    if name in PLACING and not c.by_place:
+        before = colours_of(c.root(narrow(first)))
+        c.by_place = any(not torch.equal(before, colours_of(c.root(narrow(s)))) for s in tree_leaves(moved))
+        c.by_place |= name in ("roll", "flip") and moved is not first
     if name in SPLITS and moved.ndim > 1 and (seen := c.shadow(out)) is not None:
         c.views.append(seen)
-    if name in ("split", "split_with_sizes", "chunk"):
+    if name in ("split", "unsafe_split", "split_with_sizes", "chunk"):
         dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
         if c.varies(shadows[id(moving[0])], dim):  # type: ignore[arg-type]
             c.ties.append([row for r in results if (s := c.shadow(r)) is not None for row in lines(c, s, dim)])

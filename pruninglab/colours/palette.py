@@ -61,6 +61,7 @@ class Palette:
         self.steps: list[Step] = []
         self.where: list[str] = [""]
         self.touched: set[str] = set()
+        self.by_place = False  # whether channels were picked or moved by a place that the code may name by a number
         self.not_zero: Any = WeakIdKeyDictionary()  # tensors that are not zero where a removed channel would be
         self.ran: set[str] = set()
         self.work: Work | None = None
@@ -79,6 +80,10 @@ class Palette:
         self._parent = np.concatenate([self._parent, np.arange(first, first + n)])
         self._virtual = np.concatenate([self._virtual, np.full(n, virtual)])
         return torch.arange(first, first + n)
+
+    def known(self) -> int:
+        """How many colours there are, 0 counted."""
+        return len(self._parent)
 
     def root(self, colours: Tensor) -> Tensor:
         """What each colour has become after all that has met so far."""

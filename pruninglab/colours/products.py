@@ -83,8 +83,12 @@ def convolution(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> N
 def add_bias(c: Palette, bias: Any, colours: Tensor) -> None:
     """A bias has the colours of the outputs it is added to."""
     if found := c.leaf(bias):
-        c.cut(found[0], colours)
-        c.elements[found[0]] = c.cuts[found[0]][0]
+        name, whole = found
+        if bias.shape != whole.shape:  # a part of a bias, as attention's
+            places = bias.storage_offset() - whole.storage_offset() + torch.arange(len(bias)) * bias.stride(0)
+            colours = torch.zeros(whole.numel(), dtype=torch.int64).index_copy(0, places, colours.clone())
+        c.cut(name, colours)
+        c.elements[name] = c.cuts[name][0]
 
 
 def product(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
