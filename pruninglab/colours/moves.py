@@ -57,9 +57,11 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     for result, shadow in zip(results, tree_leaves(moved), strict=True):
         c.put(result, shadow)
     if name in PLACING and not c.by_place:
+        shrinking = max((d for d in range(first.ndim) if c.varies(first, d)), default=0)
+        along_blocks = name in ("slice", "select") and (args[1] if len(args) > 1 else 0) % first.ndim != shrinking
         before = colours_of(c.root(narrow(first)))
-        c.by_place = any(not torch.equal(before, colours_of(c.root(narrow(s)))) for s in tree_leaves(moved))
-        c.by_place |= name in ("roll", "flip") and moved is not first
+        other = any(not torch.equal(before, colours_of(c.root(narrow(s)))) for s in tree_leaves(moved))
+        c.by_place = (other and not along_blocks) or (name in ("roll", "flip") and moved is not first)
     if name in SPLITS and moved.ndim > 1 and (seen := c.shadow(out)) is not None:
         c.views.append(seen)
     if name in ("split", "unsafe_split", "split_with_sizes", "chunk"):
