@@ -68,10 +68,8 @@ def removable(model: nn.Module, inputs: Inputs) -> list[str]:
         if name and any(isinstance(part, PRUNABLE) or part.__class__.__name__ == "Conv1D" for part in module.modules())
     ]
     found: list[str] = []
-    for name, (args, kwargs, result) in reversed(see(model, candidates, inputs).items()):
-        if any(other.startswith(f"{name}.") for other in found):
-            continue
-        if not _same_shape(args, result):
+    for name, (args, kwargs, result) in see(model, candidates, inputs).items():  # the inner ones end first
+        if any(other.startswith(f"{name}.") for other in found) or not _same_shape(args, result):
             continue
         module = model.get_submodule(name)
         kept = [parameter.detach().clone() for parameter in module.parameters()]
@@ -79,18 +77,14 @@ def removable(model: nn.Module, inputs: Inputs) -> list[str]:
             try:
                 for parameter in module.parameters():
                     parameter.zero_()
-                passes = torch.equal(_first(module(*args, **kwargs)), args[0])
+                passes = torch.equal(module(*args, **kwargs), args[0])
             finally:
                 for parameter, before in zip(module.parameters(), kept, strict=True):
                     parameter.copy_(before)
         if passes:
             found.append(name)
     order = {name: i for i, (name, _) in enumerate(model.named_modules())}
-    return sorted((f for f in found if not any(g.startswith(f"{f}.") for g in found)), key=order.__getitem__)
-
-
-def _first(result: Any) -> Any:
-    return result[0] if isinstance(result, (tuple, list)) else result
+    return sorted(found, key=order.__getitem__)
 
 
 def _same_shape(args: tuple[Any, ...], result: Any) -> bool:
@@ -121,8 +115,8 @@ def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
 
 def bypass(model: nn.Module, names: list[str]) -> nn.Module:
     """A copy of the model in which the named blocks let their input pass by."""
-    gone = {id(model.get_submodule(name)): Bypass() for name in names}
-    return copy.deepcopy(model, dict(gone))
+    gone: dict[int, Any] = {id(model.get_submodule(name)): Bypass() for name in names}
+    return copy.deepcopy(model, gone)
 
 
 def block_masks(model: nn.Module, blocks: list[str], removed: list[str]) -> Masks:

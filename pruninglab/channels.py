@@ -91,6 +91,15 @@ class Ranking:
     def sizes(self) -> list[int]:
         return [len(step) for step in self.steps]
 
+    def channels(self, steps: int) -> int:
+        """How many channels the first steps hold."""
+        return sum(self.sizes[:steps])
+
+    @property
+    def least(self) -> int:
+        """How many channels stay in any case."""
+        return self.channels(self.floor)
+
 
 def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
     """Best slots first. A slot takes the next best channels of every cell; `multiple_of` joins slots."""
@@ -99,18 +108,17 @@ def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
         values = torch.stack([scores[head].nanmean() for head in family.cells]).nan_to_num(nan=0.0)
         order = values.argsort(descending=True, stable=True)
         return Ranking(family, tuple(family.cells[i] for i in order.tolist()), values[order], 1)
-    pieces = []
-    for cell in family.cells:
-        order = cell[known[cell].argsort(descending=True, stable=True)]
-        pieces.append(order.view(family.slots, -1))
+
+    def best_first(channels: Tensor) -> Tensor:
+        return channels[known[channels].argsort(descending=True, stable=True)]
+
     if family.uneven:  # no common step: each channel for itself, and `fit` sees to the ties
-        channels = torch.cat(family.cells)
-        channels = channels[known[channels].argsort(descending=True, stable=True)]
+        channels = best_first(torch.cat(family.cells))
         return Ranking(family, tuple(channels.split(1)), scores[channels].nan_to_num(nan=0.0), max(1, unit.floor))
     joined = max(1, unit.multiple_of // math.gcd(unit.multiple_of, family.multiple))
     while joined > 1 and family.slots < 4 * joined:  # leave a narrow layer at least four widths to choose from
         joined //= 2
-    slots = torch.cat(pieces, 1)
+    slots = torch.cat([best_first(cell).view(family.slots, -1) for cell in family.cells], 1)
     groups = slots.split(joined)
     steps = tuple(group.reshape(-1) for group in groups)
     values = torch.stack([scores[step].nanmean() for step in steps]).nan_to_num(nan=0.0)
@@ -129,7 +137,7 @@ def choose(
     Raises:
         BudgetError: the floors of the families alone need more.
     """
-    needed = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
+    needed = sum(ranking.least for ranking in rankings)
     if needed > keep:
         raise BudgetError(f"{keep} channels were to stay, but at least {needed} must, so that no layer is empty")
     named = {f"{i}|{ranking.family.layers[0]}": ranking for i, ranking in enumerate(rankings)}
@@ -150,7 +158,7 @@ def choose(
             even = compete([named[name] for name in staying], goal - kept)
             staying = dict(zip(staying, even, strict=True))
         left |= staying
-        carried += n - kept - sum(sum(named[name].sizes[:steps]) for name, steps in staying.items())
+        carried += n - kept - sum(named[name].channels(steps) for name, steps in staying.items())
     _level(named, left, keep - fixed)
     for name, steps in left.items():
         for going in named[name].steps[steps:]:
@@ -160,7 +168,7 @@ def choose(
 
 def _level(named: Mapping[str, Ranking], left: dict[str, int], keep: int) -> None:
     """Take single steps from the families that kept most (or give to those that kept least) up to the number asked."""
-    gap = keep - sum(sum(named[name].sizes[:steps]) for name, steps in left.items())
+    gap = keep - sum(named[name].channels(steps) for name, steps in left.items())
     while gap:
         change = 1 if gap > 0 else -1
         found = []
@@ -169,7 +177,7 @@ def _level(named: Mapping[str, Ranking], left: dict[str, int], keep: int) -> Non
             if ranking.floor <= new <= len(ranking.steps):
                 size = ranking.sizes[min(steps, new)]
                 if abs(gap - change * size) < abs(gap):
-                    found.append((change * sum(ranking.sizes[:steps]) / sum(ranking.sizes), name, size))
+                    found.append((change * ranking.channels(steps) / sum(ranking.sizes), name, size))
         if not found:
             return
         _, name, size = min(found)
@@ -200,7 +208,7 @@ def _spread(ranking: Ranking, name: str) -> Scores:
 def compete(rankings: Sequence[Ranking], keep: int) -> list[int]:
     """How many steps of each family stay: the best first, as near to `keep` channels as steps allow."""
     left = [ranking.floor for ranking in rankings]
-    total = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
+    total = sum(ranking.least for ranking in rankings)
     rest = [
         (-value, i, size)
         for i, ranking in enumerate(rankings)

@@ -110,13 +110,13 @@ def families(
         cells.setdefault(int(joined[k]), []).append(torch.from_numpy(members_of[k]))
     frozen = torch.zeros(n, dtype=torch.bool)
     frozen[list(kept)] = True
-    family = torch.from_numpy(joined[cell]) if n else torch.zeros(0)
+    family = torch.from_numpy(joined[cell])
     counted: dict[int, dict[str, int]] = {}
     for (name, _), channels in births.items():
         which, counts = torch.unique(family[channels[channels >= 0]], return_counts=True)
         for f, count in zip(which.tolist(), counts.tolist(), strict=True):
             counted.setdefault(f, {})[name] = count
-    families = []
+    found = []
     for f, group in cells.items():
         if any(bool(frozen[members].any()) for members in group):
             for members in group:  # a cell shrinks as a whole family does, so one that must stay holds the others
@@ -129,8 +129,8 @@ def families(
             continue
         mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
         own = tuple(tie for tie in distinct if mine and mine.issuperset(tie[0]))
-        families.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
-    return families
+        found.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
+    return found
 
 
 def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.families import Family, families, with_kinds
-from pruninglab.layers import Exclude, entries, matches
+from pruninglab.layers import Exclude, entries, matches, named_tensors
 from pruninglab.tasks.training import evaluating
 
 STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
@@ -110,7 +110,7 @@ class Graph:
 
         What is left is where all are True. Only what loses something is named.
         """
-        stays = torch.cat([~removed, torch.ones(1, dtype=torch.bool)])  # −1 is none
+        stays = ~or_none(removed)
         found = {}
         for name, tensors in self.cuts.items():
             masks = [mask for channels in tensors if not bool((mask := stays[channels]).all())]
@@ -126,20 +126,18 @@ class Graph:
         """Parameter or buffer → which fraction of its entries is left."""
         found = {}
         for name, masks in self.kept_parts(removed).items():
-            lines = [mask for mask in masks if sum(size > 1 for size in mask.shape) <= 1]
-            rest = masks if len(lines) < len(masks) else []
-            whole = [reduce(torch.logical_and, rest)] if rest else lines
-            found[name] = math.prod(float(mask.sum()) / mask.numel() for mask in whole)
+            apart = masks if all(map(is_line, masks)) else [reduce(torch.logical_and, masks)]
+            found[name] = math.prod(float(mask.sum()) / mask.numel() for mask in apart)
         return found
 
     def left(self, shadow: Tensor, gone: Tensor, what: str) -> list[int]:
-        """The shape that remains of a tensor with this shadow; `gone` is (channels + 1,) bool, the last for none."""
+        """The shape that remains of a tensor with this shadow; `gone` is `or_none` of the removed channels."""
         alive = ~gone[self.number[narrow(shadow)]]
         return [n if alive.shape[dim] > 1 else shadow.shape[dim] for dim, n in enumerate(left_shape(alive, what))]
 
     def flops(self, removed: Tensor) -> int:
         """Floating-point operations of the traced run without some channels; 2 for a multiplication and addition."""
-        gone, left, total = torch.cat([removed, torch.zeros(1, dtype=torch.bool)]), self.alive_sizes(removed), 0.0
+        gone, left, total = or_none(removed), self.alive_sizes(removed), 0.0
         for step in self.colouring.steps:
             work = step.work
             if work is None:
@@ -152,6 +150,16 @@ class Graph:
                 inner = work.summed_size if work.summed is None else self.left(work.summed, gone, step.name)[-1]
                 total += 2 * math.prod(result) * inner
         return round(total)
+
+
+def or_none(removed: Tensor) -> Tensor:
+    """Which channels are removed, with a place more at the end: −1, no channel, never is."""
+    return torch.cat([removed, torch.zeros(1, dtype=torch.bool)])
+
+
+def is_line(mask: Tensor) -> bool:
+    """Whether a mask speaks of one dimension only."""
+    return sum(size > 1 for size in mask.shape) <= 1
 
 
 def left_shape(alive: Tensor, what: str) -> list[int]:
@@ -244,7 +252,7 @@ def trace(
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
     graph.inputs, graph.whole_heads = inputs, whole_heads
     graph.untouched = sorted(names - colouring.touched)
-    graph.sizes = {name: tensor.numel() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    graph.sizes = {name: tensor.numel() for name, tensor in named_tensors(model)}
     return graph
 
 
@@ -310,7 +318,7 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
         every = torch.unique(torch.cat([every, colouring.root(heads)]))
     else:
         every = every[~colouring.is_head(every)]
-    number = torch.full((len(colouring._parent),), -1, dtype=torch.int64)
+    number = torch.full((colouring.known(),), -1, dtype=torch.int64)
     number[every] = torch.arange(len(every))
     number = number[colouring.root(torch.arange(len(number)))]
     number[0] = -1

@@ -108,6 +108,11 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
         )
 
 
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer once, with its name."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
 def matches(entry: Exclude, name: str, module: nn.Module) -> bool:
     """Whether an entry of `exclude` speaks of a parameter (or module) of this name in this module."""
     if isinstance(entry, str):  # the name of the parameter, of its module, or of a module around that

@@ -4,23 +4,27 @@ The smaller model is run beside the steps of the larger one, whose colours tell 
 first step that differs, numbers near it that hold an old size are tried until the run gets further.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
-from pruninglab.graph import Graph, GraphError, watched
+from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.graph import Graph, GraphError, or_none, watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 
 
 Sizes = list[tuple[int, int, int | None]]  # of one dimension: before, as it must be, as it came out
+
+
+Factors = list[tuple[Tensor, float]]  # of a step, its operand and what it has to be multiplied by
 
 
 class _Differs(Exception):
@@ -37,7 +41,7 @@ class _Beside(TorchDispatchMode):
     def __init__(self, graph: Graph, removed: Tensor) -> None:
         super().__init__()
         self.graph, self.steps = graph, graph.colouring.steps
-        self.gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])
+        self.gone = or_none(removed)
         self.where: list[str] = [""]
         self.at = 0
         self.rescale: list[tuple[Tensor, float]] = []
@@ -58,7 +62,7 @@ class _Beside(TorchDispatchMode):
 
     def note(self, step: Step, name: str, args: Any) -> None:
         """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
-        numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
+        numbers = numbers_in(args)
         if numbers == step.numbers or all(shadow is None for shadow in (*step.operands, *step.shadows)):
             return
         colours = None if not step.operands or step.operands[0] is None else colours_of(step.operands[0])
@@ -85,8 +89,7 @@ class _Beside(TorchDispatchMode):
             out = function(*args, **(kwargs or {}))
         except Exception as error:
             raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", changed) from error
-        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        for result, shadow in zip(results, step.shadows, strict=False):
+        for result, shadow in zip(tensors_in(out), step.shadows, strict=False):
             if shadow is not None and list(result.shape) != self.left(shadow):
                 left, got = self.left(shadow), list(result.shape)
                 sizes = list(zip(shadow.shape, left, got, strict=False)) if len(left) == len(got) else []
@@ -110,15 +113,15 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
     Raises:
         GraphError: no number that can be found makes it run; names the module and the operation.
     """
-    tried = 0
-    trouble = _compare(small, graph, removed, inputs)
+    compare = partial(_compare, small, graph, removed, inputs)
+    tried, trouble = 0, compare()
     while isinstance(trouble, _Differs):
         for holder, key, old, value in _candidates(small, trouble):
             tried += 1
             holder[key] = value
-            after = _compare(small, graph, removed, inputs)
+            after = compare()
             if _further(after, trouble):
-                trouble = _also_in_its_like(small, holder, key, old, value, after, graph, removed, inputs)
+                trouble = _also_in_its_like(small, holder, key, old, value, after, compare)
                 break
             holder[key] = old
         else:
@@ -141,8 +144,7 @@ def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Input
     again = Colouring(small, whole_heads=graph.whole_heads)
     with watched(small, again.where), again:
         call(small, inputs)
-    gone = torch.cat([removed, torch.zeros(1, dtype=torch.bool)])
-    number = torch.full((len(again.root(torch.arange(again.known()))),), -1, dtype=torch.int64)
+    gone, number = or_none(removed), torch.full((again.known(),), -1, dtype=torch.int64)
     for key, colours in again.births.items():
         before = graph.births[key]
         roots, channels = again.root(colours), before[~gone[before]]
@@ -156,7 +158,8 @@ def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Input
             raise GraphError(f"channels are named by their places: {name} reads other ones than before")
 
 
-def _further(after: "_Differs | Factors", before: "_Differs") -> bool:
+def _further(after: _Differs | Factors, before: _Differs) -> bool:
+    """Whether a change led past the trouble there was."""
     return not isinstance(after, _Differs) or after.step > before.step
 
 
@@ -166,11 +169,9 @@ def _also_in_its_like(
     key: Any,
     old: Any,
     value: Any,
-    after: "_Differs | Factors",
-    graph: Graph,
-    removed: Tensor,
-    inputs: Inputs,
-) -> "_Differs | Factors":
+    after: _Differs | Factors,
+    compare: Callable[[], _Differs | Factors],
+) -> _Differs | Factors:
     """Networks repeat themselves: change the same number in all modules of the same class, if that leads further."""
     owners = [module for module in small.modules() if vars(module) is holder]
     like = [
@@ -182,15 +183,12 @@ def _also_in_its_like(
         return after
     for values in like:
         values[key] = value
-    all_together = _compare(small, graph, removed, inputs)
+    all_together = compare()
     if _further(all_together, after):
         return all_together
     for values in like:
         values[key] = old
     return after
-
-
-Factors = list[tuple[Tensor, float]]
 
 
 def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> _Differs | Factors:

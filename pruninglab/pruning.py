@@ -8,7 +8,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +80,11 @@ def prune(
     """
     function, shape = criteria.find(criterion), units.find(unit)
     if isinstance(shape, units.Structure):
-        from pruninglab.structured import prune_structures
+        from pruninglab.structured import Question, prune_structures
 
-        budget = {"sparsity": sparsity, "params": params, "flops": flops, "latency_ms": latency_ms}
-        asking = (function, data, loss, initial, seed, exclude)
-        return prune_structures(model, shape, budget, allocation, within, example_inputs, asking)
+        budget = check_budget(sparsity=sparsity, params=params, flops=flops, latency_ms=latency_ms)
+        question = Question(function, data, loss, initial, seed, entries(exclude))
+        return prune_structures(model, shape, budget, allocation, within, example_inputs, question)
     if flops is not None or latency_ms is not None:
         raise ValueError("zeros make nothing faster: a budget in flops= or latency_ms= needs unit='channel'")
     exclude = entries(exclude)  # it is read more than once
@@ -136,7 +136,7 @@ def _scores(
     exclude: Exclude | Iterable[Exclude],
 ) -> dict[str, Scores]:
     """Ask the criterion about each layer, after collecting what it names."""
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
+    generator = generator_of(seed)
     wanted = dict.fromkeys(["weight", *(name for name in criteria.needs(function) if name != "generator")])
     found = collect(model, wanted, data, loss=loss, initial=initial, exclude=exclude)
     return {name: criteria.score(function, name, found[name], generator) for name in layers}
@@ -156,9 +156,7 @@ def _budget(
         if given and not (sparsity is not None and params is None and math.isclose(sparsity, 1 - unit.density)):
             raise ValueError(f"unit {unit.name} fixes sparsity={1 - unit.density:g}; leave the budget out, not {given}")
         return round(total * unit.density)
-    if len(given) != 1:
-        what = f"got {', '.join(given)}" if given else "got none"
-        raise ValueError(f"give exactly one budget, sparsity= or params=; {what}")
+    one_budget(sparsity=sparsity, params=params)
     if sparsity is not None:
         keep = math.floor(total * (1 - check_sparsity(sparsity)) + 0.5)
         if not keep:
@@ -171,6 +169,30 @@ def _budget(
             f"so {fixed + 1} to {fixed + total} can stay"
         )
     return int(params) - fixed
+
+
+def one_budget(**amounts: Any) -> tuple[str, Any]:
+    """Which budget was given, and how much. Raises a ValueError unless exactly one was."""
+    given = {name: value for name, value in amounts.items() if value is not None}
+    if len(given) != 1:
+        known = ", ".join(f"{name}=" for name in amounts)
+        raise ValueError(f"give exactly one budget of {known}; got {', '.join(given) or 'none'}")
+    return next(iter(given.items()))
+
+
+def check_budget(**amounts: Any) -> tuple[str, float]:
+    """The same, after a look at the amount: a sparsity as in `check_sparsity`, anything else a positive number."""
+    kind, amount = one_budget(**amounts)
+    if kind == "sparsity":
+        return kind, check_sparsity(amount)
+    if isinstance(amount, bool) or not amount > 0:
+        raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
+    return kind, float(amount)
+
+
+def generator_of(seed: int | torch.Generator) -> torch.Generator:
+    """A generator as it is, or a new one with this seed."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
 
 
 def check_sparsity(sparsity: object) -> float:

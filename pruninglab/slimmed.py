@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from pruninglab.batches import batches
 from pruninglab.files import load_tensors, save_tensors
-from pruninglab.graph import left_shape
+from pruninglab.graph import is_line, left_shape
+from pruninglab.layers import named_tensors
 from pruninglab.masks import Masks
+from pruninglab.tasks.training import evaluating
 
 FORMAT = "pruninglab.slim"
 
@@ -24,8 +26,8 @@ def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
     Raises:
         GraphError: what is left is no whole tensor, because parts of it lose different numbers of channels.
     """
-    ragged = [mask.to(tensor.device) for mask in masks if sum(size > 1 for size in mask.shape) > 1]
-    lines = [mask for mask in masks if sum(size > 1 for size in mask.shape) <= 1]
+    ragged = [mask.to(tensor.device) for mask in masks if not is_line(mask)]
+    lines = [mask for mask in masks if is_line(mask)]
     alive = reduce(torch.logical_and, ragged) if ragged else None
     for dim in range(tensor.ndim):
         along = [mask.reshape(-1) for mask in lines if mask.shape[dim] > 1]
@@ -89,21 +91,18 @@ def recalibrate(model: nn.Module, data: Any) -> nn.Module:
     if first is None:
         raise ValueError("recalibrate needs data, and these are empty")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-            norm.train()
-        for x, _ in chain([first], found) if norms else ():
-            model(**x) if isinstance(x, dict) else model(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+                norm.train()
+            for x, _ in chain([first], found) if norms else ():
+                model(**x) if isinstance(x, dict) else model(x)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return model
 
 
@@ -124,8 +123,7 @@ def save_slim(small: nn.Module, path: str | os.PathLike[str], original: nn.Modul
     for place, value in _numbers(small):
         if place in before and before[place] != value:
             recipe["numbers"][place] = value
-    tensors = dict([*small.named_parameters(), *small.named_buffers()])
-    save_tensors(path, tensors, {"format": FORMAT, "recipe": json.dumps(recipe)})
+    save_tensors(path, dict(named_tensors(small)), {"format": FORMAT, "recipe": json.dumps(recipe)})
 
 
 def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn.Module:
@@ -146,14 +144,13 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
     recipe, model = json.loads(metadata["recipe"]), make()
     for name in recipe["bypassed"]:
         model.set_submodule(name, Bypass())
-    held = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    if held != set(tensors):
-        differing = ", ".join(sorted(held ^ set(tensors))[:5])
-        raise ValueError(f"this file is not of a {type(model).__name__} as it is made: {differing} differ")
-    names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensors[names[id(tensor)]].to(tensor)  # in place, so that tied weights stay tied
+    held = named_tensors(model)
+    if differing := sorted({name for name, _ in held} ^ set(tensors)):
+        raise ValueError(
+            f"this file is not of a {type(model).__name__} as it is made: {', '.join(differing[:5])} differ"
+        )
+    for name, tensor in held:
+        tensor.data = tensors[name].to(tensor)  # in place, so that tied weights stay tied
     for place, value in recipe["numbers"].items():
         path_of, _, key = place.rpartition("/")
         holder: Any = model.get_submodule(path_of.removesuffix("/config"))

@@ -1,7 +1,7 @@
 """`prune` for what can be cut out: from a criterion and a budget to masks that empty channels, heads or blocks."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,90 +15,89 @@ from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank,
 from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.families import head_families
 from pruninglab.graph import Graph, GraphError, trace
-from pruninglab.layers import PRUNABLE, Exclude, entries, matches, prunable
+from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
-from pruninglab.pruning import check_sparsity
+from pruninglab.pruning import generator_of
 from pruninglab.statistics import collect
 from pruninglab.surgery import emptied
 from pruninglab.tasks.training import evaluating
 from pruninglab.units import Structure
 
-Asking = tuple[criteria.Criterion, Any, Any, Any, "int | torch.Generator", "Exclude | Iterable[Exclude]"]
 CLOSE = 0.02  # budgets in FLOPs and time are met to within this fraction, if need be with widths that are not rounded
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a criterion is asked with: the arguments of `prune` of these names."""
+
+    criterion: criteria.Criterion
+    data: Any
+    loss: Any
+    initial: Any
+    seed: int | torch.Generator
+    exclude: tuple[Exclude, ...]
 
 
 def prune_structures(
     model: nn.Module,
     unit: Structure,
-    budget: Mapping[str, Any],
+    budget: tuple[str, float],
     allocation: str | Allocation,
     within: Masks | None,
     example_inputs: Inputs | Graph | None,
-    asking: Asking,
+    question: Question,
 ) -> Masks:
     """What `prune` does for a unit that can be cut out; see there."""
-    given = {name: value for name, value in budget.items() if value is not None}
-    if len(given) != 1:
-        what = f"got {', '.join(given)}" if given else "got none"
-        raise ValueError(f"give exactly one budget, sparsity=, params=, flops= or latency_ms=; {what}")
-    (kind, amount), *_ = given.items()
-    if kind == "sparsity":
-        check_sparsity(amount)
-    elif isinstance(amount, bool) or not amount > 0:
-        raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
-    traced: Any = example_inputs if example_inputs is not None else first_sample(asking[1])
+    kind, amount = budget
+    traced: Any = example_inputs if example_inputs is not None else first_sample(question.data)
     inputs = traced.inputs if isinstance(traced, Graph) else traced
-    exclude = entries(asking[5])
-    if exclude:
-        prunable(model, exclude)  # an entry that matches nothing is an error
+    if question.exclude:
+        prunable(model, question.exclude)  # an entry that matches nothing is an error
     if unit.name == "layer":
-        return prune_blocks(model, kind, amount, inputs, exclude, asking)
-    graph = trace(model, traced, exclude, whole_heads=unit.name == "head")
+        return prune_blocks(model, kind, amount, inputs, question)
+    graph = trace(model, traced, question.exclude, whole_heads=unit.name == "head")
     families = head_families(graph) if unit.name == "head" else graph.families
     if not families:
         raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
-    if asking[0] is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights it has
-        scores = torch.rand(graph.n, generator=_generator(asking[4]), dtype=torch.float64)
+    if question.criterion is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights
+        scores = torch.rand(graph.n, generator=generator_of(question.seed), dtype=torch.float64)
     else:
-        scores = channel_scores(graph, _layer_scores(model, graph, inputs, asking), unit)
+        scores = channel_scores(graph, _layer_scores(model, graph, question), unit)
     if within is not None:
         scores[emptied(model, within, graph)] = -torch.inf
-    rankings = [rank(family, scores, unit) for family in families]
     total = sum(family.channels for family in families)
+    cost = None if kind == "sparsity" else _cost(kind, model, graph)
 
-    def pick(keep: int) -> Tensor:
-        return choose(graph, rankings, scores, keep, allocation)
+    def attempt(multiple_of: int) -> tuple[Tensor, bool]:
+        """The channels to remove with widths rounded like this, and whether that is near enough to the budget."""
+        rankings = [rank(family, scores, replace(unit, multiple_of=multiple_of)) for family in families]
 
-    if kind == "sparsity":
-        keep = int(total * (1 - amount) + 0.5)
-        step = max(max(ranking.sizes) for ranking in rankings)
-        try:
+        def pick(n: int) -> Tensor:
+            return choose(graph, rankings, scores, n, allocation)
+
+        if cost is None:
+            keep = int(total * (1 - amount) + 0.5)
             removed = pick(keep)
-        except BudgetError:
-            removed = None
-        if removed is None or abs(total - int(removed.sum()) - keep) > step:  # rounded widths are too coarse for this
-            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
-            removed = pick(keep)
-    else:
-        cost = _cost(kind, model, graph)
+            return removed, abs(total - int(removed.sum()) - keep) <= max(max(r.sizes) for r in rankings)
+        removed = search(cost, pick, sum(ranking.least for ranking in rankings), total, amount)
+        if abs(cost(removed) - amount) > CLOSE * amount:
+            removed = nearest(cost, rankings, removed, amount)
+        return removed, abs(cost(removed) - amount) <= CLOSE * amount
 
-        def meet(wanted: float) -> Tensor:
-            least = sum(sum(ranking.sizes[: ranking.floor]) for ranking in rankings)
-            found = search(cost, pick, least, total, wanted)
-            return found if abs(cost(found) - wanted) <= CLOSE * wanted else nearest(cost, rankings, found, wanted)
-
-        removed = meet(amount)
-        if abs(cost(removed) - amount) > CLOSE * amount and unit.multiple_of > 1:  # not with rounded widths
-            rankings = [rank(family, scores, replace(unit, multiple_of=1)) for family in families]
-            removed = meet(amount)
+    try:
+        removed, near = attempt(unit.multiple_of)
+    except BudgetError:
+        if unit.multiple_of == 1:
+            raise
+        near = False
+    if not near and unit.multiple_of > 1:  # rounded widths are too coarse for this
+        removed, _ = attempt(1)
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
 
 
-def prune_blocks(
-    model: nn.Module, kind: str, amount: float, inputs: Inputs, exclude: tuple[Exclude, ...], asking: Asking
-) -> Masks:
+def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question) -> Masks:
     """Empty the residual blocks with the lowest scores: a fraction of them, or as many as a budget asks for.
 
     A criterion may ask for `block_input` and `block_output`, (samples, …) tensors; any other one speaks for a block
@@ -107,11 +106,11 @@ def prune_blocks(
     blocks = [
         name
         for name in removable(model, inputs)
-        if not any(matches(e, name, model.get_submodule(name)) for e in exclude)
+        if not any(matches(e, name, model.get_submodule(name)) for e in question.exclude)
     ]
     if not blocks:
         raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
-    scores = _block_scores(model, blocks, inputs, asking)
+    scores = _block_scores(model, blocks, inputs, question)
     order = sorted(blocks, key=scores.__getitem__)
     if kind == "sparsity":
         removed = order[: len(blocks) - int(len(blocks) * (1 - amount) + 0.5)]
@@ -141,8 +140,8 @@ def _blocks_cost(kind: str, model: nn.Module, inputs: Inputs) -> Any:
     return cost
 
 
-def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, asking: Asking) -> dict[str, float]:
-    function, data = asking[:2]
+def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, question: Question) -> dict[str, float]:
+    function, data = question.criterion, question.data
     if set(criteria.needs(function)) & set(OF_BLOCKS):
         x = inputs if data is None else next(iter(batches(data)))[0]
         found = {}
@@ -150,7 +149,7 @@ def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, asking: A
             known = {"block_input": args[0], "block_output": result}
             found[name] = float(function(**{need: known[need] for need in criteria.needs(function)}))
         return found
-    layers = _layer_scores(model, None, inputs, asking)
+    layers = _layer_scores(model, None, question)
     means = {}
     for block in blocks:
         own = [layer for name, layer in layers.items() if name.startswith(f"{block}.")]
@@ -179,14 +178,9 @@ def reasons(graph: Graph) -> str:
     return "; ".join(f"{why} ({n} channels)" for why, n in Counter(graph.kept.values()).most_common(3)) or "it has none"
 
 
-def _generator(seed: int | torch.Generator) -> torch.Generator:
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
-
-
-def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking: Asking) -> dict[str, criteria.Scores]:
+def _layer_scores(model: nn.Module, graph: Graph | None, question: Question) -> dict[str, criteria.Scores]:
     """Ask the criterion about every layer that it can speak of."""
-    function, data, loss, initial, seed, _ = asking
-    generator = _generator(seed)
+    function, generator = question.criterion, generator_of(question.seed)
     wanted = [name for name in criteria.needs(function) if name != "generator"]
     found: dict[str, dict[str, Tensor]] = {}
     turned: set[str] = set()
@@ -202,7 +196,8 @@ def _layer_scores(model: nn.Module, graph: Graph | None, inputs: Inputs, asking:
         ran = layers.keys() if graph is None else graph.colouring.ran
         # Attention reads the weights of its output projection itself, which therefore never runs as a module.
         unseen = [module for name, module in layers.items() if name not in ran]
-        found = collect(model, dict.fromkeys(["weight", *wanted]), data, loss=loss, initial=initial, exclude=unseen)
+        names, given = dict.fromkeys(["weight", *wanted]), {"loss": question.loss, "initial": question.initial}
+        found = collect(model, names, question.data, exclude=unseen, **given)
     scores = {
         name: criteria.score(function, name, statistics, generator, of_filters=True)
         for name, statistics in found.items()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruninglab.batches import Inputs, call
 from pruninglab.blocks import bypass, emptied_blocks
 from pruninglab.graph import Graph, GraphError, trace
+from pruninglab.layers import named_tensors
 from pruninglab.masks import Masks
 from pruninglab.mending import mend
 from pruninglab.slimmed import recalibrate as recalibrate_norms
@@ -44,26 +45,29 @@ def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, reca
         ValueError: masks of another model, or masks that empty nothing.
     """
     check_fit(model, masks)
-    if all(bool(mask.all()) for mask in masks.values()):
+    small = _without(model, masks, example_inputs)
+    return small if recalibrate is None else recalibrate_norms(small, recalibrate)
+
+
+def _without(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph) -> nn.Module:
+    """A copy without what is emptied: first whole blocks, then channels or heads of what is left."""
+    if masks.kept() == masks.total():
         return copy.deepcopy(model)
     inputs = example_inputs.inputs if isinstance(example_inputs, Graph) else example_inputs
     blocks = emptied_blocks(model, masks, inputs)
-    if blocks:
-        small = bypass(model, blocks)
-        try:
-            with evaluating(small), torch.no_grad():
-                call(small, inputs)
-        except Exception as error:
-            what = f"{', '.join(blocks[:3])}: other code reads inside, {type(error).__name__}: {error}"
-            raise GraphError(f"{type(model).__name__} does not run without {what}") from error
-        gone = tuple(f"{block}." for block in blocks)
-        rest = {name: mask for name, mask in masks.items() if not name.startswith(gone)}
-        if all(bool(mask.all()) for mask in rest.values()):
-            return small if recalibrate is None else recalibrate_norms(small, recalibrate)
-        model, masks, example_inputs = small, Masks(rest), inputs
-    graph, removed = _followed(model, masks, example_inputs)
-    small = cut(model, graph, removed, inputs)
-    return small if recalibrate is None else recalibrate_norms(small, recalibrate)
+    if not blocks:
+        graph, removed = _followed(model, masks, example_inputs)
+        return cut(model, graph, removed, inputs)
+    small = bypass(model, blocks)
+    try:
+        with evaluating(small), torch.no_grad():
+            call(small, inputs)
+    except Exception as error:
+        what = f"{', '.join(blocks[:3])}: other code reads inside, {type(error).__name__}: {error}"
+        raise GraphError(f"{type(model).__name__} does not run without {what}") from error
+    gone = tuple(f"{block}." for block in blocks)
+    rest = {name: mask for name, mask in masks.items() if not name.startswith(gone)}
+    return _without(small, Masks(rest), inputs) if rest else small
 
 
 def _followed(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> tuple[Graph, Tensor]:
@@ -140,7 +144,7 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs)
     """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step."""
     alive = graph.kept_parts(removed)
     memo: dict[int, Any] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model):
         if name in alive:
             smaller = remaining(tensor.detach(), alive[name], name)
             whole = isinstance(tensor, nn.Parameter)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pruninglab.batches import Inputs
-from pruninglab.graph import Graph, trace
+from pruninglab.graph import Graph, or_none, trace
 from pruninglab.masks import Masks
 from pruninglab.surgery import emptied
 
@@ -25,9 +25,10 @@ def widths(model: nn.Module, example_inputs: Inputs | Graph, masks: Masks | None
     import pandas as pd
 
     graph = trace(model, example_inputs)
-    gone = torch.zeros(graph.n + 1, dtype=torch.bool)
-    if masks is not None and not all(bool(mask.all()) for mask in masks.values()):
-        gone[:-1] = emptied(model, masks, graph)
+    removed = torch.zeros(graph.n, dtype=torch.bool)
+    if masks is not None and masks.kept() < masks.total():
+        removed = emptied(model, masks, graph)
+    gone = or_none(removed)
     parameters = dict(model.named_parameters())
     rows = []
     for (name, _), channels in graph.births.items():

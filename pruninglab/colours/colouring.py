@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step
-from pruninglab.colours.shadows import tensors_in
+from pruninglab.colours.shadows import numbers_in, tensors_in
 
 MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
@@ -54,9 +54,8 @@ class Colouring(Palette, TorchDispatchMode):
             rule_for(name, function)(self, name, out, args, kwargs)
             if elementwise.loses_zeros(self, name, function, args, tensors):
                 self.not_zero.update(dict.fromkeys(tensors_in(out), True))
-        results = list(tensors_in(out))
-        numbers = tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
-        self.steps.append(Step(name, self.where[-1], [self.shadow(r) for r in results], numbers, operands, self.work))
+        shadows = [self.shadow(result) for result in tensors_in(out)]
+        self.steps.append(Step(name, shadows, numbers_in(args), operands, self.work))
         return out
 
     def finish(self, outputs: Any) -> None:

@@ -11,8 +11,7 @@ from pruninglab.colours.shadows import narrow, tensors_in
 
 ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  # may run over channels, as in a norm
 LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
-
-
+SUMMING = frozenset("mm bmm addmm baddbmm linear matmul convolution embedding".split())
 KEEPING_ZERO = frozenset(
     "relu mul neg abs pow sqrt tanh silu gelu hardswish hardtanh leaky_relu elu sin square div erf mish threshold sign "
     "native_dropout selu celu expm1 sinh asinh atan relu6 clamp_max hardshrink softshrink trunc round floor ceil sgn "
@@ -40,28 +39,24 @@ def loses_zeros(c: Palette, name: str, function: Any, args: Any, tensors: list[T
     return bool(spoilt) and plain not in SUMMING and "norm" not in plain
 
 
-SUMMING = frozenset("mm bmm addmm baddbmm linear matmul convolution embedding".split())
-
-
 def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Colours that meet become one. A parameter takes the colours of what it acts on."""
     result = tree_leaves(out)[0]
     tensors = list(tensors_in((args, kwargs)))
-    leaves = [t for t in tensors if c.leaf(t) and t not in c.shadows]
     total: Tensor | None = None
-    for tensor in [t for t in tensors if not any(t is leaf for leaf in leaves)] + leaves:
-        shape = (1,) * (result.ndim - tensor.ndim) + tuple(tensor.shape)
-        if any(tensor is leaf for leaf in leaves):
-            adopt(c, tensor, shape, total)
-        shadow = c.shadow(tensor)
-        if shadow is not None:
-            total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow, result)
-    if total is not None:
-        last = max((d for d in range(total.ndim) if c.varies(total, d)), default=0)  # the dimension that shrinks
+    for is_leaf in (False, True):  # a parameter follows what it acts on
+        for tensor in [t for t in tensors if is_leaf == (c.leaf(t) is not None and t not in c.shadows)]:
+            shape = (1,) * (result.ndim - tensor.ndim) + tuple(tensor.shape)
+            if is_leaf:
+                adopt(c, tensor, shape, total)
+            shadow = c.shadow(tensor)
+            if shadow is not None:
+                total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow, result)
+    if total is not None and (dims := c.varying(total)):
         for tensor in tensors:
-            own = last - (result.ndim - tensor.ndim)
+            own = dims[-1] - (result.ndim - tensor.ndim)
             constant = c.shadow(tensor) is None and c.leaf(tensor) is None
-            if constant and own >= 0 and tensor.shape[own] > 1 and c.varies(total, last):
+            if constant and own >= 0 and tensor.shape[own] > 1:
                 c.freeze(total, f"{name} with what has no channels")
     c.put(result, total)
 
@@ -75,7 +70,7 @@ def met(c: Palette, a: Tensor | None, b: Tensor, result: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(a.shape, b.shape)
     for one, other in ((a, b), (b, a)):
         spread = [d for d in range(len(shape)) if one.shape[d] == 1 < shape[d] and c.varies(other, d)]
-        if spread and (c.whole_heads or not any(c.varies(one, d) for d in range(one.ndim))):
+        if spread and (c.whole_heads or not c.varying(one)):
             if not c.whole_heads:
                 c.freeze(one, "one channel acts on many")
             return other.expand(shape)
@@ -91,26 +86,23 @@ def adopt(c: Palette, tensor: Tensor, shape: tuple[int, ...], total: Tensor | No
     name, whole = c.leaf(tensor)  # type: ignore[misc]
     if name in c.elements or whole.numel() == 1:
         return
+    before = len(shape) - tensor.ndim
     lacking = [d for d in range(whole.ndim) if tensor.ndim == whole.ndim and tensor.shape[d] != whole.shape[d]]
-    if total is not None and lacking and tensor.stride() == whole.stride() and shape == tuple(tensor.shape):
+    if total is None or tensor.ndim != whole.ndim or tensor.stride() != whole.stride() or (lacking and before):
+        wide = None
+    else:
         wide = total.expand(torch.broadcast_shapes(total.shape, shape))
-        if not any(c.varies(wide, d) for d in lacking):  # only some of the positions are used: the others are like them
-            colours = c.fold(wide, lacking, unite=True)
-            spread = [d for d, size in enumerate(shape) if size == 1 < wide.shape[d]]
-            colours = c.fold(colours, spread, unite=not c.whole_heads) if spread else colours
-            c.elements[name] = colours.expand(whole.shape).clone()
-            c.cut(name, c.elements[name])
-            return
-    if total is None or tensor.shape != whole.shape or tensor.stride() != whole.stride():
+    if wide is None or any(c.varies(wide, d) for d in lacking):
         if whole.numel() <= LARGEST:
             c.as_activation(tensor)
         return
-    wide = total.expand(torch.broadcast_shapes(total.shape, shape))
-    if not any(size > 1 and c.varies(wide, d) for d, size in enumerate(shape)):
+    if not lacking and not any(size > 1 and c.varies(wide, d) for d, size in enumerate(shape)):
         return  # a number for all channels
+    colours = c.fold(wide, lacking, unite=True) if lacking else wide  # positions that are not used are like the others
     spread = [d for d, size in enumerate(shape) if size == 1 < wide.shape[d]]
-    colours = c.fold(wide, spread, unite=not c.whole_heads) if spread else wide
-    c.elements[name] = colours.reshape(whole.shape).clone()
+    colours = c.fold(colours, spread, unite=not c.whole_heads) if spread else colours
+    colours = colours.expand(whole.shape) if lacking else colours.reshape(whole.shape)
+    c.elements[name] = colours.clone()
     c.cut(name, c.elements[name])
 
 
@@ -138,16 +130,10 @@ def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
             if c.varies(shadow, dim):
                 c.freeze(shadow, f"{name} runs over channels")
     folded = c.fold(shadow, dims)
-    for result in tree_leaves(out):
-        if isinstance(result, Tensor):
-            kept = (
-                folded
-                if result.ndim == folded.ndim
-                else folded.reshape(
-                    [size for d, size in enumerate(folded.shape) if d not in {dim % shadow.ndim for dim in dims}]
-                )
-            )
-            c.put(result, kept)
+    gone = {dim % shadow.ndim for dim in dims}
+    without = folded.reshape([size for d, size in enumerate(folded.shape) if d not in gone])
+    for result in tensors_in(out):
+        c.put(result, folded if result.ndim == folded.ndim else without)
 
 
 def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
@@ -169,8 +155,8 @@ def norm(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     over_channels = "layer_norm" in name or "rms_norm" in name
     own = list(range(shadow.ndim - len(args[1]), shadow.ndim)) if over_channels else [1]
     colours = c.fold(shadow, [d for d in range(shadow.ndim) if d not in own], unite=True)
-    for arg in tree_leaves(args[1:]):
-        if isinstance(arg, Tensor) and (found := c.leaf(arg)):
+    for arg in tensors_in(args[1:]):
+        if found := c.leaf(arg):
             c.cut(found[0], colours.reshape(found[1].shape))
             c.elements[found[0]] = c.cuts[found[0]][0]
     if "group_norm" in name and args[6] > 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from pruninglab.colours.palette import Palette
 from pruninglab.colours.shadows import along, cat, colours_of, joined_dimensions, narrow, tensors_in
@@ -24,9 +24,7 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
             for tensor in tensors:
                 c.freeze(c.shadow(tensor), f"{name} depends on the data")
             return
-    if not any(t in c.shadows for t in moving) and all(
-        c.leaf(result) for result in tree_leaves(out) if isinstance(result, Tensor)
-    ):
+    if not any(t in c.shadows for t in moving) and all(c.leaf(part) for part in tensors_in(out)):
         return  # a view of a parameter is found again by its storage
     shadows = {id(t): c.as_activation(t) for t in moving}
     if all(shadow is None for shadow in shadows.values()):
@@ -43,36 +41,45 @@ def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 
     first: Any = shadows[id(moving[0])]
     if name in SPLITS:
-        moved: Any = merged(c, first, out.shape).reshape(out.shape)
+        result: Any = merged(c, first, out.shape).reshape(out.shape)
     elif name in ("roll", "flip") and not any(c.varies(first, d) for d in args[-1]):
-        moved = first
+        result = first
     elif name == "cat":
-        moved = cat([swap(t) for t in args[0]], args[1] if len(args) > 1 else kwargs.get("dim", 0))
+        result = cat([swap(t) for t in args[0]], args[1] if len(args) > 1 else kwargs.get("dim", 0))
     elif name == "constant_pad_nd":
-        moved = padded(c, swap(args[0]), args[1])
+        result = padded(c, swap(args[0]), args[1])
     else:
         options = {key: tree_map(swap, value) for key, value in kwargs.items() if key in ("dim", "index", "dims")}
-        moved = getattr(torch.ops.aten, name if name[0] == "_" else name.rstrip("_"))(*tree_map(swap, args), **options)
-    results = list(tensors_in(out))
-    for result, shadow in zip(results, tree_leaves(moved), strict=True):
-        c.put(result, shadow)
+        plain = name if name.startswith("_") else name.rstrip("_")
+        result = getattr(torch.ops.aten, plain)(*tree_map(swap, args), **options)
+    for tensor, shadow in zip(tensors_in(out), tensors_in(result), strict=True):
+        c.put(tensor, shadow)
     if name in PLACING and not c.by_place:
-        shrinking = max((d for d in range(first.ndim) if c.varies(first, d)), default=0)
-        along_blocks = name in ("slice", "select") and (args[1] if len(args) > 1 else 0) % first.ndim != shrinking
-        before = colours_of(c.root(narrow(first)))
-        other = any(not torch.equal(before, colours_of(c.root(narrow(s)))) for s in tree_leaves(moved))
-        c.by_place = (other and not along_blocks) or (name in ("roll", "flip") and moved is not first)
-    if name in SPLITS and moved.ndim > 1 and (seen := c.shadow(out)) is not None:
+        c.by_place = picks_channels(c, name, args, first, result)
+    if name in SPLITS and result.ndim > 1 and (seen := c.shadow(out)) is not None:
         c.views.append(seen)
     if name in ("split", "unsafe_split", "split_with_sizes", "chunk"):
         dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-        if c.varies(shadows[id(moving[0])], dim):  # type: ignore[arg-type]
-            c.ties.append([row for r in results if (s := c.shadow(r)) is not None for row in lines(c, s, dim)])
+        if c.varies(first, dim):
+            parts = [c.shadow(tensor) for tensor in tensors_in(out)]
+            c.ties.append([row for part in parts if part is not None for row in lines(c, part, dim)])
     if name == "slice" and out.shape != args[0].shape:
-        whole, part = colours_of(shadows[id(args[0])]), colours_of(c.shadow(out))
+        whole, part = colours_of(first), colours_of(c.shadow(out))
         rest = whole[~torch.isin(whole, part)]
         if len(rest) and len(part):
             c.ties.append([part, rest])
+
+
+def picks_channels(c: Palette, name: str, args: Any, before: Tensor, after: Any) -> bool:
+    """Whether an operation picks or moves channels by their places, which may be other ones in a smaller network."""
+    if name in ("roll", "flip"):
+        return after is not before
+    if name in ("slice", "select"):
+        dims, dim = c.varying(before), args[1] if len(args) > 1 else 0
+        if dim % before.ndim != (dims[-1] if dims else 0):  # among blocks, of which none ever goes
+            return False
+    colours = colours_of(c.root(narrow(before)))
+    return any(not torch.equal(colours, colours_of(c.root(narrow(shadow)))) for shadow in tensors_in(after))
 
 
 def padded(c: Palette, shadow: Tensor, padding: Sequence[int]) -> Tensor:
@@ -117,8 +124,7 @@ def split_dimensions(c: Palette, views: Sequence[Tensor]) -> Iterator[list[Tenso
     """Where a dimension of channels was split by a view, the last part shrinks, by the same number everywhere."""
     for shadow in views:
         small = c.root(narrow(shadow))
-        dims = [d for d in range(small.ndim) if c.varies(small, d)]
-        if len(dims) > 1:
+        if len(dims := c.varying(small)) > 1:
             rows = lines(c, shadow, dims[-1])
             if len(rows) > 1:
                 yield list(rows)
@@ -127,8 +133,8 @@ def split_dimensions(c: Palette, views: Sequence[Tensor]) -> Iterator[list[Tenso
 def lines(c: Palette, shadow: Tensor, dim: int) -> Tensor:
     """The distinct lines of colours along a dimension, (lines, size); a colour may come more than once in a line."""
     small, dim = narrow(shadow), dim % shadow.ndim
-    lines = c.root(small.expand([*small.shape[:dim], shadow.shape[dim], *small.shape[dim + 1 :]])).movedim(dim, -1)
-    return torch.unique(lines.reshape(-1, lines.shape[-1]), dim=0)
+    wide = c.root(small.expand([*small.shape[:dim], shadow.shape[dim], *small.shape[dim + 1 :]])).movedim(dim, -1)
+    return torch.unique(wide.reshape(-1, wide.shape[-1]), dim=0)
 
 
 def copied(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """The colours of a run, which of them have met, and the shadows of its tensors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pruninglab.colours.shadows import along, narrow, tight
+from pruninglab.layers import named_tensors
 
 
 @dataclass
 class Step:
-    """One operation of the watched run: its name, the module it ran in, the shadows and the numbers that it used."""
+    """One operation of the watched run: its name, the shadows of its results, the numbers and shadows that it used."""
 
     name: str
-    module: str
     shadows: list[Tensor | None]
     numbers: tuple[float, ...]
-    operands: list[Tensor | None] = field(default_factory=list)
-    work: "Work | None" = None
+    operands: list[Tensor | None]
+    work: "Work | None"
 
 
 @dataclass
@@ -42,11 +42,20 @@ class Palette:
     Attributes:
         cuts: parameter or buffer name → tensors of colours that broadcast to its shape, one for each of its dimensions
             along which channels lie.
-        born: colour → where it began: (parameter, dimension, index).
-        ties: sets of colours of which each must lose the same fraction.
+        births: (parameter, dimension) → the colours that begin there, in order.
+        reads: parameter → the colours that it sums over.
+        ties: sets of lines of colours, of which each must lose the same fraction.
+        views: the shadows of what views have split.
         frozen: (colours, why they cannot be removed).
-        heads: a colour for each attention head → the colours of its channels.
+        members_of_head: (the colour of an attention head, colours that belong to it), in the order they were found.
         steps: all operations, in order.
+        where: the modules that run, outermost first.
+        touched, ran: the parameters that were used, and the modules that ran.
+        by_place: whether channels were picked or moved by a place that the code may name by a number.
+        shadows: tensor → its colours.
+        not_zero: the tensors that are not zero where a removed channel would be.
+        elements: parameter that acts element by element → the colours of its elements.
+        work: of the operation at hand.
     """
 
     def __init__(self, model: nn.Module, *, whole_heads: bool = False) -> None:
@@ -61,8 +70,8 @@ class Palette:
         self.steps: list[Step] = []
         self.where: list[str] = [""]
         self.touched: set[str] = set()
-        self.by_place = False  # whether channels were picked or moved by a place that the code may name by a number
-        self.not_zero: Any = WeakIdKeyDictionary()  # tensors that are not zero where a removed channel would be
+        self.by_place = False
+        self.not_zero: Any = WeakIdKeyDictionary()
         self.ran: set[str] = set()
         self.work: Work | None = None
         self._parent = np.zeros(1, dtype=np.int64)
@@ -70,7 +79,7 @@ class Palette:
         self.shadows: Any = WeakIdKeyDictionary()
         self.elements: dict[str, Tensor] = {}
         self._leaves: dict[int, list[tuple[str, Tensor]]] = {}
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in named_tensors(model):
             if tensor.is_floating_point() and tensor.numel():
                 self._leaves.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
 
@@ -122,9 +131,8 @@ class Palette:
 
     def in_heads(self) -> Tensor:
         """The colours of queries, keys and values, and of the heads themselves."""
-        none = torch.zeros(0, dtype=torch.int64)
         heads = torch.tensor([head for head, _ in self.members_of_head], dtype=torch.int64)
-        return torch.unique(torch.cat([heads, none, *(members for _, members in self.members_of_head)]))
+        return torch.unique(torch.cat([heads, *(members for _, members in self.members_of_head)]))
 
     def varies(self, shadow: Tensor, dim: int) -> bool:
         """Whether colours differ along a dimension."""
@@ -132,6 +140,10 @@ class Palette:
             return False
         shadow = self.root(narrow(shadow))
         return bool((shadow != shadow.narrow(dim, 0, 1)).any())
+
+    def varying(self, shadow: Tensor) -> list[int]:
+        """The dimensions along which colours differ; the last of them is the one that shrinks."""
+        return [dim for dim in range(shadow.ndim) if self.varies(shadow, dim)]
 
     def fold(self, shadow: Tensor, dims: Sequence[int], *, unite: bool = False) -> Tensor:
         """Colours with `dims` made 1: the common colour, or 0 where there is none; with `unite` they become one."""

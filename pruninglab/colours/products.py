@@ -76,8 +76,7 @@ def convolution(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> N
         c.cut(parameter, wide.reshape(len(rows), -1, *[1] * (ndim - 2)))
         c.ties += [list(colours.view(groups, -1)), list(mine.view(groups, -1))]
     add_bias(c, bias, mine)
-    batched = along(mine, 1, out.ndim)
-    c.put(out, batched)
+    c.put(out, along(mine, 1, out.ndim))
 
 
 def add_bias(c: Palette, bias: Any, colours: Tensor) -> None:
@@ -166,7 +165,7 @@ def linear(c: Palette, x: Tensor, weight: "Weight", out: Tensor, width: int) -> 
     mine = c.born(weight.name, weight.outer, weight.whole.shape[weight.outer], ndim)[weight.outer_places]
     if shadow is not None and width > 1:
         rows = c.fold(shadow, [-1])
-        if any(c.varies(rows, d) for d in range(rows.ndim - 1)):  # channels lie along the rows
+        if c.varying(rows):  # channels lie along the rows
             c.freeze(mine, "a layer mixes positions while channels lie across")
             return rows.expand(out.shape)
     return along(mine, out.ndim - 1, out.ndim)

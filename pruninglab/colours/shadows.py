@@ -1,6 +1,6 @@
 """Shadows: tensors of colours, 0 for none, stored once along dimensions in which they do not change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def numbers_in(args: Iterable[Any]) -> tuple[float, ...]:
+    """The numbers among arguments."""
+    return tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
 
 
 def along(colours: Tensor, dim: int, ndim: int) -> Tensor:

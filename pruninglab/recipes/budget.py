@@ -11,7 +11,7 @@ from pruninglab.channels import search
 from pruninglab.graph import Family, Graph
 from pruninglab.layers import PRUNABLE, Layer, prunable
 from pruninglab.measure import flops as measured_flops
-from pruninglab.pruning import check_sparsity
+from pruninglab.pruning import check_budget
 from pruninglab.recipes.inner import at
 from pruninglab.tasks.training import evaluating
 
@@ -79,16 +79,8 @@ def target(model: nn.Module, sparsity: float | None, whole: float, **amounts: fl
     Raises:
         ValueError: none or several, or one that is not possible.
     """
-    given = {name: value for name, value in {"sparsity": sparsity, **amounts}.items() if value is not None}
-    if len(given) != 1:
-        known = ", ".join(f"{name}=" for name in ["sparsity", *amounts])
-        raise ValueError(f"give exactly one budget of {known}; got {', '.join(given) or 'none'}")
-    ((kind, amount),) = given.items()
-    if kind == "sparsity":
-        return kind, (1 - check_sparsity(amount)) * whole
-    if isinstance(amount, bool) or not amount > 0:
-        raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
-    return kind, float(amount)
+    kind, amount = check_budget(sparsity=sparsity, **amounts)
+    return kind, (1 - amount) * whole if kind == "sparsity" else amount
 
 
 def nearest(scores: Tensor, families: Sequence[Family], total: Cost, budget: float) -> Tensor:
