@@ -5,9 +5,9 @@ is measured on the same test split. What it cost stands beside what it reached.
 """
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from pruninglab.recovery import RECOVERIES, Recovery
 from pruninglab.schedules import SCHEDULES, Schedule, one_shot
 from pruninglab.statistics import STATISTICS, Statistic
 from pruninglab.store import Store
-from pruninglab.tasks import Task
+from pruninglab.tasks import Task, clock, together
 from pruninglab.tasks.training import OnStep
 from pruninglab.units import Grouping, Pattern, Structure
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINES = ("random", "magnitude")
+SIDE_BY_SIDE = 10  # runs that train as one: more would hardly be quicker, and an interruption would lose more
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def compare(
         sparsity: one or several; for an N:M unit it follows from the unit and what is given here is ignored.
         unit: as in `prune`.
         allocation: as in `prune`.
-        schedule: "one_shot", "iterative", "gradual" or a schedule (`iterative(10)`).
-        recovery: None, "finetune", "rewind", "distill" or a recovery (`partial(finetune, steps=200)`).
+        schedule: a name in `SCHEDULES` ("one_shot", "iterative", "gradual", …) or a schedule (`iterative(10)`).
+        recovery: None, a name in `RECOVERIES` ("finetune", "rewind", …) or a recovery (`partial(finetune, steps=200)`).
         exclude: layers to leave alone, as in `prune`.
         seeds: how many (0, 1, …), or which.
         calibration: how many training samples criteria may look at.
@@ -182,24 +183,38 @@ def _labels(chosen: list[str | Criterion]) -> list[str]:
 
 
 def _results(runs: dict[Any, Run], n_jobs: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Rows as they come, in any order."""
-    if n_jobs == 1 or len(runs) < 2:
-        for place, run in runs.items():
-            yield place, _run(run)
+    """Rows as they come, in any order. Runs of one criterion and sparsity go side by side, for they train alike."""
+    alike: dict[Any, dict[Any, Run]] = {}
+    for place, run in runs.items():
+        alike.setdefault(place[1:], {})[place] = run
+    groups = [part for group in alike.values() for part in _parts(group)]
+    if n_jobs == 1 or len(groups) < 2:
+        for group in groups:
+            yield from zip(group, together([partial(_run, run) for run in group.values()]), strict=True)
         return
     from joblib import Parallel, cpu_count, delayed
 
     workers = cpu_count() if n_jobs < 0 else n_jobs
     threads = max(1, cpu_count() // workers)
-    jobs = (delayed(_run_elsewhere)(place, run, threads, os.fspath(data_dir())) for place, run in runs.items())
-    yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+    jobs = (delayed(_run_elsewhere)(group, threads, os.fspath(data_dir())) for group in groups)
+    for rows in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs):
+        yield from rows.items()
 
 
-def _run_elsewhere(place: Any, run: Run, threads: int, data: str) -> tuple[Any, dict[str, Any]]:
+def _run_elsewhere(group: dict[Any, Run], threads: int, data: str) -> dict[Any, dict[str, Any]]:
     torch.set_num_threads(threads)
     os.environ["PRUNINGLAB_DATA"] = data
-    STATISTICS.update(run.statistics)
-    return place, _run(run)
+    for run in group.values():
+        STATISTICS.update(run.statistics)
+    return dict(zip(group, together([partial(_run, run) for run in group.values()]), strict=True))
+
+
+def _parts(runs: dict[Any, Run]) -> Iterator[dict[Any, Run]]:
+    """Runs that train, several at a time; others one by one, so that an interruption loses less."""
+    places = list(runs)
+    trains = any(run.recovery is not None or run.schedule is not one_shot for run in runs.values())
+    n = SIDE_BY_SIDE if trains else 1
+    return ({place: runs[place] for place in places[i : i + n]} for i in range(0, len(places), n))
 
 
 class _Train:
@@ -207,11 +222,19 @@ class _Train:
 
     def __init__(self, model: nn.Module, task: Task, seed: int) -> None:
         self.model, self.task, self.seed = model, task, seed
-        self.steps = task.training.steps // 2
-        self.spent = 0
+        self.steps, self.whole = task.training.steps // 2, task.training.steps
+        self.spent = self.start = 0
 
     def __call__(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
         losses = self.task.train(self.model, masks=masks, on_step=on_step, steps=self.steps, seed=self.seed + 1)
+        self.spent += len(losses)
+
+    def rewind(self, to: float = 0.0) -> None:
+        self.model.load_state_dict(self.task.trained(self.seed, until=to).state_dict())
+        self.start = round(to * self.whole)
+
+    def rest(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
+        losses = self.task.train(self.model, masks=masks, on_step=on_step, seed=self.seed, start=self.start)
         self.spent += len(losses)
 
 
@@ -239,15 +262,15 @@ def _run(run: Run) -> dict[str, Any]:
         )
 
     train = _Train(model, task, run.seed)
-    start = time.perf_counter()
+    start = clock()
     masks = run.schedule(run.sparsity, prune_to, train)
-    pruned = time.perf_counter()
+    pruned = clock()
     row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
     row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}
-    steps, began = train.spent, time.perf_counter()
+    steps, began = train.spent, clock()
     if run.recovery is not None:
         steps += run.recovery(model, masks, task, seed=run.seed)
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     return row | {
         "accuracy": task.accuracy(model),
         "seconds_pruning": pruned - start,

@@ -19,6 +19,7 @@ from pruninglab.files import cache_dir, code_version, digest, load_tensors, save
 from pruninglab.naming import lookup, whole
 from pruninglab.tasks import data, models
 from pruninglab.tasks.data import Splits
+from pruninglab.tasks.meeting import clock, together
 from pruninglab.tasks.training import Training, evaluating, train
 
 
@@ -194,4 +195,4 @@ def task(name: str) -> Task:
     return lookup("task", name, TASKS)
 
 
-__all__ = ["TASKS", "Task", "Training", "find", "task", "train"]
+__all__ = ["TASKS", "Task", "Training", "clock", "find", "task", "together", "train"]

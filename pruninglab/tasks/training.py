@@ -6,10 +6,12 @@ holds an optimizer's weights in place, and anything else comes in through `on_st
 """
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from pruninglab.files import load_tensors, save_tensors
 from pruninglab.naming import unknown
 from pruninglab.progress import progress
+from pruninglab.tasks.stacked import Stack, stackable
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, torch.optim.Optimizer], None]
@@ -85,42 +88,142 @@ def train(
     Raises:
         ValueError: no data, or not 0 ≤ start ≤ stop ≤ steps.
     """
-    x, y = data
     stop = how.steps if stop is None else stop
-    if not len(x):
+    if not len(data[0]):
         raise ValueError("no data to train on")
     if not 0 <= start <= stop <= how.steps:
         raise ValueError(f"training runs over steps 0 to {how.steps}; start={start}, stop={stop} is not within")
-    device = next(model.parameters()).device
-    optimizer = _optimizer(model, how)
+    plan = Plan(data, how, objective, start, stop, label)
+    job = Job(model, seed, masks, on_step)
+    meet = getattr(beside, "meet", None)
+    # What has a checkpoint is a network for the cache, which must not depend on what trains beside it.
+    if meet is not None and checkpoint is None:
+        return meet(job, plan)
+    return train_all([job], plan, checkpoint)[0]
+
+
+beside = threading.local()  # `together` puts here, for the thread of each of its jobs, how to meet the others
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A network to be trained, and what belongs to it alone."""
+
+    model: nn.Module
+    seed: int
+    masks: Enforceable | None
+    on_step: OnStep | None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What networks that train side by side have in common."""
+
+    data: tuple[Tensor, Tensor]
+    how: Training
+    objective: Objective
+    start: int
+    stop: int
+    label: str
+
+    def fits(self, other: "Plan") -> bool:
+        """Whether two plans are one."""
+        same = self.data[0] is other.data[0] and self.data[1] is other.data[1] and self.objective is other.objective
+        return same and (self.how, self.start, self.stop) == (other.how, other.start, other.stop)
+
+
+def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -> list[list[float]]:
+    """Train the networks of several jobs, as one stack where they are small and alike, and one by one elsewhere."""
+    models = [job.model for job in jobs]
+    if len(jobs) == 1:
+        (model,) = models
+        optimizer = _optimizer(model, plan.how)
+        return _steps(jobs, plan, model, optimizer, [optimizer], lambda x, y: plan.objective(model, x, y), checkpoint)
+    if plan.objective is not cross_entropy or plan.how.augment or not stackable(models, plan.data[0]):
+        return [train_all([job], plan)[0] for job in jobs]
+    stack = Stack(models)
+    optimizer = _optimizer(stack, plan.how)
+    with stack.shared_with(models):
+        followers = [Follower(model, stack, optimizer, s) for s, model in enumerate(models)]
+        return _steps(jobs, plan, stack, optimizer, followers, stack.losses, None)
+
+
+class Follower(torch.optim.Optimizer):
+    """One network's share of a stack's optimizer, for masks and `on_step`: its parameters, gradients, momentum, hooks.
+
+    Its own step changes nothing; it calls the hooks that were registered with it.
+    """
+
+    def __init__(self, model: nn.Module, stack: Stack, leader: torch.optim.Optimizer, s: int) -> None:
+        super().__init__(list(model.parameters()), {})
+        self._shares = [(name, model.get_parameter(name), stacked) for name, stacked in stack.net.named_parameters()]
+        self._stack, self._leader, self._s = stack, leader, s
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Nothing; but hooks are called."""
+
+    def follow(self) -> None:
+        """Make gradients and momentum visible, as views of the stack's."""
+        for name, parameter, stacked in self._shares:
+            assert stacked.grad is not None
+            parameter.grad = self._stack.part(name, stacked.grad, self._s)
+            for key, value in self._leader.state[stacked].items():
+                whole = isinstance(value, Tensor) and value.shape == stacked.shape
+                self.state[parameter][key] = self._stack.part(name, value, self._s) if whole else value
+
+
+def _steps(
+    jobs: Sequence[Job],
+    plan: Plan,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    followers: Sequence[torch.optim.Optimizer],
+    losses_of: Callable[[Tensor, Tensor], Tensor],
+    checkpoint: Path | None,
+) -> list[list[float]]:
+    (x, y), how = plan.data, plan.how
+    device = next(net.parameters()).device
+    start = plan.start
     if checkpoint is not None and checkpoint.exists():
-        start = _resume(checkpoint, model, optimizer, start)
-    losses: list[float] = []
-    model.train()
+        start = _resume(checkpoint, net, optimizer, start)
+    losses: list[list[float]] = [[] for _ in jobs]
     saved = time.monotonic()
-    held = masks.enforced(optimizer) if masks is not None else nullcontext()
+    net.train()
+    for job in jobs:
+        job.model.train()
     try:
-        with held, progress(total=stop, initial=start, desc=label, unit="step") as bar:
-            for step in range(start, stop):
-                index = batch_index(step, len(x), how.batch, seed)
+        with ExitStack() as held, progress(total=plan.stop, initial=start, desc=plan.label, unit="step") as bar:
+            for job, follower in zip(jobs, followers, strict=True):
+                if job.masks is not None:
+                    held.enter_context(job.masks.enforced(follower))
+            for step in range(start, plan.stop):
+                index = torch.cat([batch_index(step, len(x), how.batch, job.seed) for job in jobs])
                 inputs, targets = x[index], y[index]
                 if how.augment:
-                    inputs = augmented(inputs, torch.Generator().manual_seed(seed * 1_000_003 + step))
+                    inputs = augmented(inputs, torch.Generator().manual_seed(jobs[0].seed * 1_000_003 + step))
                 for group in optimizer.param_groups:
                     group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
-                loss = objective(model, inputs.to(device), targets.to(device))
+                each = losses_of(inputs.to(device), targets.to(device))
                 optimizer.zero_grad()
-                loss.backward()
+                each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
                 optimizer.step()
-                losses.append(float(loss.detach()))
-                if on_step is not None:
-                    on_step(step + 1, optimizer)
+                for loss, mine in zip(each.detach().view(len(jobs), -1).mean(1).tolist(), losses, strict=True):
+                    mine.append(loss)
+                for job, follower in zip(jobs, followers, strict=True):
+                    if isinstance(follower, Follower):
+                        if job.on_step is not None:
+                            follower.follow()
+                        if job.on_step is not None or job.masks is not None:
+                            follower.step()
+                    if job.on_step is not None:
+                        job.on_step(step + 1, follower)
                 bar.update()
                 if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                    _save(checkpoint, model, optimizer, step + 1)
+                    _save(checkpoint, net, optimizer, step + 1)
                     saved = time.monotonic()
     finally:
-        model.eval()
+        for job in jobs:
+            job.model.eval()
     return losses
 
 
@@ -150,8 +253,12 @@ def batch_index(step: int, n: int, batch: int, seed: int) -> Tensor:
     """Which samples step `step` sees: each epoch is a new permutation, cut into whole batches."""
     batch = min(batch, n)
     epoch, position = divmod(step, n // batch)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    return order[position * batch : (position + 1) * batch]
+    return _order(n, seed, epoch)[position * batch : (position + 1) * batch]
+
+
+@lru_cache(maxsize=32)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
