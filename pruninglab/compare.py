@@ -97,8 +97,9 @@ def compare(
     Returns:
         A row for each run: `task`, `criterion`, `unit`, `allocation`, `schedule`, `recovery`, `sparsity` (asked),
         `achieved` (of the weights that masks speak of, also where channels were asked for), `seed`, `accuracy_before`
-        and `accuracy` (before and after recovery), `seconds_pruning`, `seconds_recovery` and gradient `steps`. The
-        unpruned network is there as criterion "dense".
+        and `accuracy` (before and after recovery), `seconds_pruning`, `seconds_recovery` and gradient `steps`, not
+        counting the dense training (which schedules that begin at the first weights do without). The unpruned network
+        is there as criterion "dense".
 
     Raises:
         ValueError, TypeError: a wrong name or number, no seed, or what does not fit together; before anything runs.

@@ -142,10 +142,36 @@ class Masks(Mapping[str, Tensor]):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         held = {name: parameters[name].shape for name in self if name in parameters}
         _raise_differences(f"these masks and this {type(model).__name__}", self, held)
-        for name, mask in self.items():
-            write_zeros(parameters[name], mask)
-            self._applied_to[name] = weakref.ref(parameters[name])
+        self.apply_to(parameters)
         return model
+
+    def apply_to(self, weights: "Mapping[str, nn.Parameter]") -> None:
+        """The same for parameters by name, such as the `weights` of other masks."""
+        for name, mask in self.items():
+            write_zeros(weights[name], mask)
+            self._applied_to[name] = weakref.ref(weights[name])
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that these masks were last applied to.
+
+        Raises:
+            RuntimeError: the masks were never applied, or these parameters no longer exist.
+        """
+        if not self._applied_to:
+            raise RuntimeError("call masks.apply(model) first: whose weights are meant?")
+        alive = {name: parameter for name, ref in self._applied_to.items() if (parameter := ref()) is not None}
+        if gone := self._applied_to.keys() - alive.keys():
+            raise RuntimeError(
+                f"{', '.join(sorted(gone))} no longer exist in the model these masks were last applied to; "
+                "call masks.apply(model) again"
+            )
+        return alive
+
+    def shuffled(self, seed: int = 0) -> "Masks":
+        """As many weights kept in each layer, at random places: the control for *which* stay (Frankle et al. 2021)."""
+        generator = torch.Generator().manual_seed(seed)
+        order = {name: torch.randperm(mask.numel(), generator=generator) for name, mask in self.items()}
+        return Masks({name: mask.cpu().flatten()[order[name]].view(mask.shape) for name, mask in self.items()})
 
     @contextmanager
     def enforced(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -158,14 +184,7 @@ class Masks(Mapping[str, Tensor]):
             RuntimeError: the masks were never applied, or to a model of which this optimizer holds nothing, or whose
             parameters have been replaced since.
         """
-        if not self._applied_to:
-            raise RuntimeError("call masks.apply(model) before masks.enforced(optimizer): whose weights are meant?")
-        alive = {name: parameter for name, ref in self._applied_to.items() if (parameter := ref()) is not None}
-        if gone := self._applied_to.keys() - alive.keys():
-            raise RuntimeError(
-                f"{', '.join(sorted(gone))} no longer exist in the model these masks were last applied to; "
-                "call masks.apply(model) again"
-            )
+        alive = self.weights()
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         names = [name for name, parameter in alive.items() if id(parameter) in stepped]
         if not names:
@@ -174,8 +193,8 @@ class Masks(Mapping[str, Tensor]):
                 "apply the masks to the model that it trains first"
             )
         weights: list[Tensor] = [alive[name] for name in names]
-        # As floats: multiplying by a bool tensor costs about eight times as much.
-        keep = [self[name].to(alive[name].device, alive[name].dtype) for name in names]
+        # As floats, laid out as the weights are: multiplying by a bool tensor costs about eight times as much.
+        keep = [torch.empty_like(weight).copy_(self[name]) for name, weight in zip(names, weights, strict=True)]
 
         def zero_again(*_: object) -> None:
             with torch.no_grad():

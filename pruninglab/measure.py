@@ -171,6 +171,66 @@ def flops(model: nn.Module, example_input: Inputs) -> int:
 
 
 @dataclass(frozen=True)
+class Dead:
+    """How much of what ReLUs put out is zero, as fractions.
+
+    Attributes:
+        dynamic: zeros among all outputs, over units and inputs.
+        static: units that are zero for every input.
+    """
+
+    dynamic: float
+    static: float
+
+
+class _Rectified(TorchFunctionMode):
+    """Notes where outputs of ReLU are zero, whether a module or a function computed them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "").rstrip("_") == "relu":
+            if outputs.isnan().any():
+                raise ValueError("an output of ReLU is NaN: such a unit is neither dead nor alive")
+            self.zeros.append(outputs == 0)
+        return outputs
+
+
+@torch.no_grad()
+def dead_units(model: nn.Module, x: Inputs) -> Dead:
+    """How many units a ReLU has silenced, for single inputs and for all of them (Liu et al. 2023, dead-neuron rate).
+
+    A unit is one element of a ReLU's output for one input: in a convolutional network every channel at every position.
+    Counted are `nn.ReLU`, `F.relu`, `torch.relu` and their in-place forms, wherever they are called, each call with
+    units of its own; the first dimension of what they put out has to be the inputs. Other ways to cut at zero, such as
+    `clamp` or ReLU6, are not seen.
+
+    Args:
+        model: run once, in evaluation mode.
+        x: inputs, (n, …) or as the model takes them.
+
+    Raises:
+        ValueError: the model calls no ReLU, there are no inputs, or a ReLU puts out NaN.
+    """
+    with evaluating(model), _Rectified() as seen:
+        call(model, x)
+    outputs = sum(zero.numel() for zero in seen.zeros)
+    if not outputs:
+        raise ValueError(
+            f"no ReLU of this {type(model).__name__} (nn.ReLU, F.relu, torch.relu) put anything out, "
+            "so there is no unit that could be dead"
+        )
+    always = [zero.all(0) for zero in seen.zeros]
+    return Dead(
+        dynamic=sum(int(zero.sum()) for zero in seen.zeros) / outputs,
+        static=sum(int(unit.sum()) for unit in always) / sum(unit.numel() for unit in always),
+    )
+
+
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds of one call: the median of `repeats`, and the quartiles around it, on `threads` threads."""
 

@@ -1,37 +1,44 @@
-"""When? At once, in rounds, or little by little while training goes on.
+"""When? At once, in rounds, before training, or while it goes on.
 
-A schedule is a function `(model, sparsity, prune, train) -> Masks`:
+A schedule is a function `(model's sparsity, prune, train) -> Masks`:
 
     prune(sparsity, within=None) -> Masks   prunes the model, within masks of earlier rounds
-    train(masks=None, on_step=None)         trains it for one recovery's worth of steps, with the masks held
+    train(masks=None, on_step=None)         trains it on, for one recovery's worth of steps
+    train.rewind(to)                        sets it back to where it was at a fraction of its own training
+    train.rest(masks=None, on_step=None)    trains it from there to the end, as it was trained at first
 
-so that every schedule works with every criterion, unit, allocation and task. A schedule leaves the model pruned to
-`sparsity`; the recovery after the last pruning is not its business (except for `gradual`, which *is* training).
+so that every schedule works with every criterion, unit, allocation and task. The model comes trained. A schedule leaves
+it pruned to `sparsity`; the recovery after the last pruning is not its business, unless the schedule *is* the training.
 """
 
+import math
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-
+from pruninglab.during import Gradual, Prune, Regrow, check_window, exchanging
 from pruninglab.masks import Masks
 from pruninglab.pruning import check_sparsity
 from pruninglab.tasks.training import OnStep
 
 
-class Prune(Protocol):
-    """How a schedule prunes the model it was given."""
-
-    def __call__(self, sparsity: float, within: Masks | None = None) -> Masks: ...
-
-
 class Train(Protocol):
-    """How a schedule trains the model it was given, `steps` steps at a time."""
+    """How a schedule trains the model it was given.
+
+    Attributes:
+        steps: of one call.
+        whole: steps of the model's whole training.
+        seed: of the run, for schedules that draw at random.
+    """
 
     steps: int
+    whole: int
+    seed: int
 
     def __call__(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> object: ...
+
+    def rewind(self, to: float = 0.0) -> None: ...
+
+    def rest(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> object: ...
 
 
 Schedule = Callable[[float, Prune, Train], Masks]
@@ -43,110 +50,195 @@ def one_shot(sparsity: float, prune: Prune, train: Train) -> Masks:
 
 
 def iterative(rounds: int = 5) -> Schedule:
-    """Prune the same fraction of what is left in each round, and train between rounds (Han et al. 2015).
+    """Prune the same fraction of what is left in each round, and train on between rounds (Han et al. 2015).
 
     After round r of R the density is (1 − sparsity)^(r/R).
 
     Raises:
         ValueError: `rounds` is less than 1.
     """
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, not {rounds!r}")
+    _check_rounds(rounds)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         masks = None
-        for r in range(1, rounds + 1):
+        for level in _levels(sparsity, rounds):
             if masks is not None:
                 train(masks=masks)
-            masks = prune(1 - (1 - sparsity) ** (r / rounds), within=masks)
+            masks = prune(level, within=masks)
         assert masks is not None  # rounds ≥ 1
         return masks
 
-    schedule.__name__ = "iterative" if rounds == 5 else f"iterative({rounds})"
-    return schedule
+    return _named(schedule, "iterative", rounds=(rounds, 5))
 
 
-def cubic(t: float, sparsity: float, initial: float = 0.0) -> float:
-    """The sparsity at a fraction t in [0, 1] of the pruning window (Zhu & Gupta 2017, eq. 1).
+def lottery(rounds: int | None = None, rate: float | None = None, rewind_to: float = 0.0) -> Schedule:
+    """Iterative magnitude pruning with rewinding: how winning tickets are found (Frankle & Carbin 2019; 2020).
 
-    s(t) = sparsity + (initial − sparsity) (1 − t)³: fast while there is much to spare, slow at the end.
-    """
-    t = min(max(t, 0.0), 1.0)
-    return sparsity + (initial - sparsity) * (1 - t) ** 3
-
-
-class Gradual:
-    """Gradual pruning as something that a training loop calls after each step; works in any loop.
-
-    Between `begin` and `end` (fractions of training) the model is pruned every `every` steps to the cubic sparsity of
-    that moment; in between and afterwards the masks are held.
-
-        gradual = Gradual(prune, sparsity=0.95, steps=800)
-        with gradual:
-            for step, batch in enumerate(batches, start=1):
-                ...
-                optimizer.step()
-                gradual(step, optimizer)
-        gradual.masks
+    Each round removes a fraction of the weights that are left, sets the others back to an early point of training, and
+    trains again from there. It ends trained; the recovery "rewind" makes the ticket of it.
 
     Args:
-        prune: prunes the model to a sparsity, within earlier masks.
-        sparsity: at the end.
-        steps: of the whole training.
-        begin, end: when to prune for the first and the last time, as fractions of training.
-        every: how many steps lie between prunings.
+        rounds: how many equal rounds.
+        rate: instead, the fraction of the remaining weights that goes in each round, the last of which removes less;
+            0.2 if neither is given.
+        rewind_to: the fraction of training to go back to; 0 is the initial weights.
 
     Raises:
-        ValueError: not 0 ≤ begin < end ≤ 1, `every` is less than 1 or longer than the window, or a bad sparsity.
-        RuntimeError: on leaving the `with` block, training ended before the window did, so that too little is pruned.
+        ValueError: `rounds` is less than 1, `rate` not in (0, 1), both are given, or `rewind_to` is not in [0, 1).
     """
-
-    def __init__(
-        self, prune: Prune, sparsity: float, steps: int, *, begin: float = 0.0, end: float = 0.75, every: int = 25
-    ) -> None:
-        check_sparsity(sparsity)
-        if not 0 <= begin < end <= 1:
-            raise ValueError(f"the window must be 0 ≤ begin < end ≤ 1, not begin={begin}, end={end}")
-        self.first, self.last = round(begin * steps), round(end * steps)
-        if not 1 <= every <= self.last - self.first:
-            raise ValueError(f"every={every} steps does not fit the window of {self.last - self.first} steps")
-        self.prune, self.sparsity, self.every = prune, sparsity, every
-        self.masks: Masks | None = None
-        self._held, self._finished = ExitStack(), False
-
-    def __enter__(self) -> "Gradual":
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._held.close()
-        if error is None and not self._finished:
-            raise RuntimeError(f"training ended before step {self.last}, at which {self.sparsity} would be reached")
-
-    def __call__(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """To be called after step `step` = 1, 2, … of the optimizer."""
-        at_end = step >= self.last and not self._finished
-        if not at_end and not (self.first < step < self.last and (step - self.first) % self.every == 0):
-            return
-        self._finished = at_end
-        now = cubic((step - self.first) / (self.last - self.first), self.sparsity)
-        self._held.close()
-        self.masks = self.prune(now, within=self.masks)
-        self._held.enter_context(self.masks.enforced(optimizer))
-
-
-def gradual(begin: float = 0.0, end: float = 0.75, every: int = 25) -> Schedule:
-    """Prune every few steps along the cubic curve while one recovery's worth of training goes on (see `Gradual`)."""
+    if rounds is not None:
+        _check_rounds(rounds)
+        if rate is not None:
+            raise ValueError(f"give rounds or rate, not both: rounds={rounds} and rate={rate}")
+    told, rate = rate, 0.2 if rate is None else rate
+    if not 0 < rate < 1:
+        raise ValueError(f"rate is the fraction removed in each round, in (0, 1), not {rate}")
+    if not 0 <= rewind_to < 1:
+        raise ValueError(f"rewind_to is a fraction of training, in [0, 1), not {rewind_to}")
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
-        with Gradual(prune, sparsity, train.steps, begin=begin, end=end, every=every) as pruner:
-            train(on_step=pruner)
-        assert pruner.masks is not None  # the window is never empty
-        return pruner.masks
+        needed = max(1, math.ceil(math.log(1 - check_sparsity(sparsity)) / math.log(1 - rate) - 1e-9))
+        by_rate = [min(1 - (1 - rate) ** r, sparsity) for r in range(1, needed)] + [sparsity]
+        masks = None
+        for level in by_rate if rounds is None else _levels(sparsity, rounds):
+            if masks is not None:
+                train.rewind(rewind_to)
+                train.rest(masks=masks)
+            masks = prune(level, within=masks)
+        assert masks is not None
+        return masks
 
-    options = {"begin": (begin, 0.0), "end": (end, 0.75), "every": (every, 25)}
-    told = ", ".join(f"{name}={value:g}" for name, (value, default) in options.items() if value != default)
-    schedule.__name__ = f"gradual({told})" if told else "gradual"
+    return _named(schedule, "lottery", rounds=(rounds, None), rate=(told, None), rewind_to=(rewind_to, 0.0))
+
+
+def before_training(rounds: int = 1) -> Schedule:
+    """Prune the untrained network, in rounds if more than one, and then train what is left (Lee et al. 2019).
+
+    Between rounds scores are asked for again, on the network as it is then pruned; nothing is trained. After round r of
+    R the density is (1 − sparsity)^(r/R) (Tanaka et al. 2020, algorithm 1).
+
+    Raises:
+        ValueError: `rounds` is less than 1.
+    """
+    _check_rounds(rounds)
+
+    def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
+        train.rewind()
+        masks = None
+        for level in _levels(sparsity, rounds):
+            masks = prune(level, within=masks)
+        assert masks is not None
+        train.rest(masks=masks)
+        return masks
+
+    return _named(schedule, "before_training", rounds=(rounds, 1))
+
+
+def gradual(begin: float = 0.0, end: float = 0.75, every: int = 25, from_scratch: bool = False) -> Schedule:
+    """Prune every few steps along the cubic curve while training goes on (Zhu & Gupta 2017; see `Gradual`).
+
+    Args:
+        begin: of the pruning window, as a fraction of the training.
+        end: likewise.
+        every: how many steps lie between prunings.
+        from_scratch: prune during the network's own training, from its initial weights; if not, during one recovery's
+            worth of training on.
+    """
+    check_window(begin, end)
+
+    def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
+        if from_scratch:
+            train.rewind()
+        steps, go = (train.whole, train.rest) if from_scratch else (train.steps, train)
+        with Gradual(prune, sparsity, steps, begin=begin, end=end, every=every) as hook:
+            go(on_step=hook)
+        assert hook.masks is not None  # the window is never empty
+        return hook.masks
+
+    told = {"begin": (begin, 0.0), "end": (end, 0.75), "every": (every, 25), "from_scratch": (from_scratch, False)}
+    return _named(schedule, "gradual", **told)
+
+
+def regrow(
+    grow: str = "gradient", fraction: float = 0.3, begin: float = 0.0, end: float = 0.75, every: int = 25
+) -> Schedule:
+    """Sparse from the first step on: every few steps, drop the smallest weights and grow as many elsewhere.
+
+    With `grow="gradient"` this is RigL (Evci et al. 2020; there a step that moves masks leaves the weights alone, here
+    it follows an ordinary one), with "random" SET (Mocanu et al. 2018; usually without the cosine that lets `fraction`
+    fall; here both have it, so that they differ in one thing only). Where weights lie at first is up to the criterion
+    and the allocation, usually "random" and "erk".
+    """
+    check_window(begin, end)  # errors now, not in the middle
+    exchanging(grow, fraction)
+
+    def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
+        train.rewind()
+        masks = prune(sparsity)
+        how: dict[str, Any] = {"begin": begin, "end": end, "every": every, "seed": train.seed}
+        with Regrow(masks, train.whole, grow=grow, fraction=fraction, **how) as hook:
+            train.rest(on_step=hook)
+        assert hook.masks is not None
+        return hook.masks
+
+    told = {"fraction": (fraction, 0.3), "begin": (begin, 0.0), "end": (end, 0.75), "every": (every, 25)}
+    return _named(schedule, "rigl" if grow == "gradient" else "set", **told)
+
+
+def granet(
+    initial: float = 0.0, fraction: float = 0.5, begin: float = 0.0, end: float = 0.75, every: int = 25
+) -> Schedule:
+    """Gradual pruning from scratch with an exchange by gradient after each pruning (GraNet, Liu et al. 2021).
+
+    Args:
+        initial: the sparsity at the first step: 0 is dense-to-sparse, more is sparse-to-sparse. The criterion and the
+            allocation of the run choose those weights.
+        fraction: of each layer's weights to exchange at first; it falls to zero along a cosine.
+        begin: of the window, as a fraction of training.
+        end: likewise.
+        every: how many steps lie between changes.
+    """
+    check_window(begin, end)
+    check_sparsity(initial)
+    exchanging("gradient", fraction)
+
+    def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
+        train.rewind()
+        first = prune(initial) if initial else None
+        how: dict[str, Any] = {"begin": begin, "end": end, "every": every, "initial": initial, "masks": first}
+        with Gradual(prune, sparsity, train.whole, then=exchanging("gradient", fraction), **how) as hook:
+            train.rest(on_step=hook)
+        assert hook.masks is not None
+        return hook.masks
+
+    told = {"initial": (initial, 0.0), "fraction": (fraction, 0.5), "begin": (begin, 0.0), "end": (end, 0.75)}
+    return _named(schedule, "granet", **told, every=(every, 25))
+
+
+def _levels(sparsity: float, rounds: int) -> list[float]:
+    return [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds + 1)]
+
+
+def _check_rounds(rounds: object) -> None:
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds must be a whole number of at least 1, not {rounds!r}")
+
+
+def _named(schedule: Schedule, name: str, **told: tuple[Any, Any]) -> Schedule:
+    """Give a schedule the name that tables show: its own, and the options (value, default) that are not the default."""
+    changed = {option: value for option, (value, default) in told.items() if value != default}
+    parts = [f"{value:g}" if option == "rounds" else f"{option}={value}" for option, value in changed.items()]
+    schedule.__name__ = f"{name}({', '.join(parts)})" if parts else name
     return schedule
 
 
-SCHEDULES: dict[str, Schedule] = {"one_shot": one_shot, "iterative": iterative(), "gradual": gradual()}
+SCHEDULES: dict[str, Schedule] = {
+    "one_shot": one_shot,
+    "iterative": iterative(),
+    "gradual": gradual(),
+    "lottery": lottery(),
+    "before_training": before_training(),
+    "rigl": regrow(),
+    "set": regrow("random"),
+    "granet": granet(),
+}

@@ -18,8 +18,9 @@ argument names say what it needs, one level further down. For each batch it may 
 summed over batches; an optional `finish` turns the sum into the answer. Layers must see the samples in the first
 dimension, alone or merged with positions in batch-major order (sample 0's tokens, then sample 1's, …).
 
-A statistic that needs a pass of its own asks for the `model` instead (and `data`, `exclude` as `collect` got them) and
-returns parameter name → tensor. Those of whole filters, one number for each output, are in `pruninglab.filtering`.
+A statistic that needs passes of its own asks for the `model` instead (and `data`, `loss`, `exclude` as `collect` got
+them; `data=None` if it can do without) and returns parameter name → tensor. Those of whole filters, one number for each
+output, are in `pruninglab.filtering`; those of criteria before training are in `pruninglab.flowing`.
 """
 
 import inspect
@@ -46,7 +47,7 @@ Statistics = dict[str, dict[str, Tensor]]
 
 WITHOUT_DATA = ("weight", "initial_weight", "layer")
 INGREDIENTS = (*WITHOUT_DATA, "batch_grad", "batch_size", *sorted(RECORDED))
-OF_MODEL = ("model", "data", "exclude")
+OF_MODEL = ("model", "data", "loss", "exclude")
 FINISHING = ("total", "samples", "positions", "layer")
 PIECE = 1 << 24  # numbers that per-sample gradients may fill at a time
 
@@ -65,7 +66,10 @@ class Statistic:
 
     @property
     def needs_data(self) -> bool:
-        return not set(self.needs) <= {*WITHOUT_DATA, "model", "exclude"}
+        """Whether it cannot do without data; it can if it says `data=None`."""
+        data = inspect.signature(self.batch).parameters.get("data")
+        optional = {"data"} if data is not None and data.default is None else set()
+        return not set(self.needs) - optional <= {*WITHOUT_DATA, "model", "loss", "exclude"}
 
     @property
     def of_model(self) -> bool:
@@ -79,12 +83,13 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
     """Make a function a statistic that criteria can ask for by its name.
 
     Args:
-        function: its arguments are ingredients (see the top of this file); returns one batch's share of a sum.
+        function: its arguments are ingredients (see the top of this file); returns one batch's share of a sum. Other
+            arguments must have a default, which they keep.
         finish: what turns the sum into the answer; its arguments are among `total`, `samples` (how many samples were
             seen), `positions` (how many rows of inputs, so samples × pixels or tokens) and `layer`.
 
     Raises:
-        ValueError: an argument is not the name of an ingredient, or a statistic of the model has a `finish`.
+        ValueError: an argument without a default is no ingredient's name, or a statistic of the model has a `finish`.
 
     Example:
         >>> @statistic(finish=lambda total, positions: total / positions)
@@ -93,11 +98,12 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
     """
     if function is None:
         return lambda decorated: statistic(decorated, finish=finish)
-    needs = tuple(inspect.signature(function).parameters)
-    known = OF_MODEL if "model" in needs else INGREDIENTS
-    for name in needs:
-        if name not in known:
+    arguments = inspect.signature(function).parameters
+    known = OF_MODEL if "model" in arguments else INGREDIENTS
+    for name, argument in arguments.items():
+        if name not in known and argument.default is argument.empty:
             raise unknown(f"ingredient in statistic {function.__name__!r}:", name, known)
+    needs = tuple(name for name in arguments if name in known)
     if "model" in needs and finish is not None:
         raise ValueError(f"statistic {function.__name__!r} is of the whole model, so it has nothing to finish")
     for name in inspect.signature(finish).parameters if finish else ():
@@ -253,7 +259,7 @@ def collect(
     if isinstance(data, Iterator) and len(alone) + bool(measured) > 1:
         data = list(data)  # it is read more than once
     for s in alone:
-        own = {"model": model, "data": data, "exclude": exclude}
+        own = {"model": model, "data": data, "loss": loss or cross_entropy, "exclude": exclude}
         for name, value in s.batch(**{need: own[need] for need in s.needs}).items():
             if name in result:
                 result[name][s.name] = _finished(s, value, 0, 0, layers[name])
@@ -338,9 +344,19 @@ def reject_silent(recorders: Mapping[str, Recorder]) -> None:
 
 
 def run(
-    model: nn.Module, x: Any, y: Any, weights: Sequence[Tensor], loss: Loss, want_grad: bool
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    weights: Sequence[Tensor],
+    loss: Loss,
+    want_grad: bool,
+    *,
+    differentiable: bool = False,
 ) -> list[Tensor | None]:
-    """One forward pass and, if wanted, one backward pass; gradients of the batch's mean loss, none in `.grad`."""
+    """One forward pass and, if wanted, one backward pass; gradients of the batch's mean loss, none in `.grad`.
+
+    With `differentiable` the gradients can be differentiated themselves.
+    """
     x, y = tree_map(lambda leaf: leaf.to(weights[0].device) if isinstance(leaf, Tensor) else leaf, (x, y))
     with torch.set_grad_enabled(want_grad):
         outputs = model(**x) if isinstance(x, dict) else model(x)
@@ -352,7 +368,7 @@ def run(
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ValueError(f"loss must return one number, the mean over the batch, as a tensor; it returned {got}")
-        grads = torch.autograd.grad(value, weights, allow_unused=True)
+        grads = torch.autograd.grad(value, weights, allow_unused=True, create_graph=differentiable)
     return [torch.zeros_like(w) if grad is None else grad for w, grad in zip(weights, grads, strict=True)]
 
 

@@ -24,7 +24,7 @@ from pruninglab.fingerprint import fingerprint
 from pruninglab.layers import like_weight
 from pruninglab.naming import label
 from pruninglab.recovery import finetune
-from pruninglab.schedules import gradual, iterative
+from pruninglab.schedules import before_training, gradual, granet, iterative, lottery, regrow
 from pruninglab.statistics import STATISTICS
 from pruninglab.store import Store
 from pruninglab.tasks import TASKS
@@ -118,6 +118,70 @@ def test_schedules_and_their_steps(schedule, steps, name):
     pruned = table[table["criterion"] != "dense"]
     assert (pruned["steps"] == steps + 50).all()
     assert ((pruned["achieved"] - 0.8).abs() <= 0.5 / 356 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "name", "allocation"),
+    [
+        ("rigl", 40, "rigl", "erk"),
+        ("set", 40, "set", "erk"),
+        ("granet", 40, "granet", "global"),
+        (granet(0.5), 40, "granet(initial=0.5)", "erk"),
+        (gradual(from_scratch=True), 40, "gradual(from_scratch=True)", "global"),
+        ("before_training", 40, "before_training", "erk"),
+        (before_training(4), 40, "before_training(4)", "global"),
+        ("lottery", 7 * 40, "lottery", "global"),  # 0.8⁷ > 0.2 > 0.8⁸: eight prunings, and training between them
+        (lottery(3, rewind_to=0.3), 2 * 28, "lottery(3, rewind_to=0.3)", "erk"),
+    ],
+)
+def test_schedules_that_train_from_scratch(schedule, steps, name, allocation):
+    task = make_task(steps=40)
+    table = compare("random", task=task, sparsity=[0.8], seeds=2, schedule=schedule, allocation=allocation)
+    assert set(table["schedule"]) == {name}
+    pruned = table[table["criterion"] != "dense"]
+    assert len(pruned) == 4
+    assert (pruned["steps"] == steps).all()
+    assert (pruned["achieved"] == 1 - 71 / 356).all()
+    assert (pruned["accuracy"] == pruned["accuracy_before"]).all()
+    assert (pruned.set_index("criterion").loc["magnitude", "accuracy"] > 0.6).all(), "of three classes"
+
+
+def test_rewinding_makes_the_ticket_of_a_lottery(tiny):
+    """The recovery's steps are added, and the network is the one that rewinding by hand gives."""
+    table = compare(task=tiny, sparsity=0.7, seeds=[3], schedule=lottery(2), recovery="rewind").set_index("criterion")
+    assert (table.loc[["random", "magnitude"], "steps"] == 30 + 30).all()
+    model = tiny.trained(3)
+    masks = prune(model, sparsity=1 - 0.3**0.5)
+    model.load_state_dict(tiny.model(3).state_dict())
+    masks.apply(model)
+    tiny.train(model, masks=masks, seed=3)
+    masks = prune(model, sparsity=0.7, within=masks)
+    assert table.loc["magnitude", "accuracy_before"] == tiny.accuracy(model)
+    model.load_state_dict(tiny.model(3).state_dict())
+    masks.apply(model)
+    tiny.train(model, masks=masks, seed=3)
+    assert table.loc["magnitude", "accuracy"] == tiny.accuracy(model)
+
+
+def test_before_training_scores_the_untrained_network(tiny):
+    table = compare("snip", task=tiny, sparsity=0.7, seeds=[2], schedule="before_training", calibration=40)
+    model = tiny.model(2)
+    masks = prune(model, sparsity=0.7, criterion="snip", data=tiny.calibration(40, 2))
+    tiny.train(model, masks=masks, seed=2)
+    assert table.set_index("criterion").loc["snip", "accuracy"] == tiny.accuracy(model)
+
+
+@pytest.mark.parametrize("schedule", ["rigl", "granet", lottery(2)])
+def test_networks_side_by_side_end_like_networks_alone(schedule):
+    """Up to rounding, which may tip a sample or two over the edge."""
+    options = {"task": make_task(steps=40), "sparsity": 0.8, "schedule": schedule, "cache": False}
+    options["allocation"] = "erk"
+    both = compare(**options, seeds=2)
+    alone = pd.concat([compare(**options, seeds=[seed]) for seed in range(2)])
+    key = ["seed", "criterion"]
+    both, alone = (timeless(table).set_index(key).sort_index() for table in (both, alone))
+    pd.testing.assert_frame_equal(both[["achieved", "steps"]], alone[["achieved", "steps"]])
+    assert ((both["accuracy"] - alone["accuracy"]).abs() <= 2.5 / 90).all()
 
 
 def test_initial_weights_for_who_asks(tiny):
@@ -358,12 +422,22 @@ def test_schedules_and_units_with_other_settings_have_other_keys():
     for one, other in (
         (iterative(3), iterative(4)),
         (gradual(every=10), gradual(every=20)),
+        (gradual(), gradual(from_scratch=True)),
+        (lottery(3), lottery(4)),
+        (lottery(rate=0.2), lottery(rate=0.3)),
+        (lottery(), lottery(rewind_to=0.1)),
+        (before_training(), before_training(2)),
+        (regrow(), regrow("random")),
+        (regrow(), regrow(fraction=0.2)),
+        (granet(), granet(0.5)),
+        (granet(fraction=0.3), granet(fraction=0.4)),
         (nm(2, 4), nm(2, 4, remainder="dense")),
         (block(2, 4), block(2, 8)),
         (STATISTICS["grad"], STATISTICS["fisher"]),
     ):
         assert fingerprint(one) != fingerprint(other)
-    for make in (lambda: iterative(3), lambda: gradual(every=10), lambda: nm(2, 4), lambda: block(2, 4)):
+    same = [lambda: iterative(3), lambda: gradual(every=10), lambda: nm(2, 4), lambda: block(2, 4)]
+    for make in (*same, lottery, before_training, regrow, granet):
         assert fingerprint(make()) == fingerprint(make())
 
 

@@ -285,3 +285,19 @@ def test_an_unknown_name(mlp):
 
 def test_data_are_asked_for_by_name(mlp):
     raised(mlp, "wanda", ValueError, "data is needed to collect input_norm")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_scores_do_not_follow_the_initial_weights_of_the_same_seed(seed):
+    """One seed makes network and scores in every run of `compare`; the same stream twice would keep large weights."""
+    from pruninglab import prune, task
+
+    model = task("digits-mlp").model(seed)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for allocation in ("uniform", "erk"):
+        masks = prune(
+            task("digits-mlp").model(seed), sparsity=0.9, criterion="random", allocation=allocation, seed=seed
+        )
+        for name, mask in masks.items():
+            kept = before[name][mask]
+            assert abs(kept.mean()) < 4.5 * before[name].std() / len(kept) ** 0.5

@@ -406,7 +406,7 @@ def test_a_statistic_of_the_model_takes_what_it_may():
 
     found = collect(small(), ["sizes", "weight"], exclude="3")
     assert found["0.weight"]["sizes"].tolist() == [54]
-    with pytest.raises(ValueError, match=r"'inputs'.*data, exclude, model"):
+    with pytest.raises(ValueError, match=r"'inputs'.*data, exclude, loss, model"):
         statistic(lambda model, inputs: {})
     with pytest.raises(ValueError, match="nothing to finish"):
         statistic(lambda model: {}, finish=lambda total: total)

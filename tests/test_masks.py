@@ -379,7 +379,7 @@ def test_enforced_in_bfloat16(masks, batch, mlp):
 
 def test_enforcing_masks_that_were_never_applied(mlp, masks):
     with (
-        pytest.raises(RuntimeError, match=r"call masks\.apply\(model\) before"),
+        pytest.raises(RuntimeError, match=r"call masks\.apply\(model\) first: whose weights are meant"),
         masks.enforced(OPTIMIZERS["sgd"](mlp.parameters())),
     ):
         pass
@@ -401,3 +401,80 @@ def test_enforced_names_a_parameter_that_was_replaced():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(RuntimeError, match=r"0\.weight no longer exist"), masks.enforced(optimizer):
         pass
+
+
+# ── whose weights ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_weights_are_the_parameters_last_applied_to(mlp, masks):
+    with pytest.raises(RuntimeError, match=r"call masks\.apply\(model\) first"):
+        masks.weights()
+    twin = copy.deepcopy(mlp)
+    masks.apply(twin)
+    masks.apply(mlp)
+    found = masks.weights()
+    assert list(found) == list(masks)
+    assert all(found[name] is mlp.get_parameter(name) for name in masks)
+    with pytest.raises(RuntimeError, match=r"call masks\.apply\(model\) first"):
+        copy.deepcopy(masks).weights()
+
+
+def test_apply_to_is_apply_for_the_weights_of_other_masks(mlp, masks):
+    before = copy.deepcopy(mlp)
+    masks.apply(mlp)
+    inner = Masks({name: mask & bools(*mask.shape, seed=9) for name, mask in masks.items()})
+    inner.apply_to(masks.weights())
+    assert Masks.of(mlp) == inner
+    assert all(inner.weights()[name] is mlp.get_parameter(name) for name in masks)
+    for name, mask in inner.items():
+        assert torch.equal(mlp.get_parameter(name)[mask], before.get_parameter(name)[mask])
+    assert torch.equal(mlp.fc1.bias, before.fc1.bias)
+
+
+# ── the same number elsewhere ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=1, max_size=3), st.integers(0, 2**20))
+def test_shuffled_masks_keep_the_count_of_each_layer(shapes, seed):
+    masks = Masks({f"w{i}": bools(*shape, seed=i) for i, shape in enumerate(shapes)})
+    before = {name: mask.clone() for name, mask in masks.items()}
+    shuffled = masks.shuffled(seed)
+    assert list(shuffled) == list(masks)
+    for name, mask in shuffled.items():
+        assert mask.shape == masks[name].shape
+        assert mask.dtype == torch.bool
+        assert int(mask.sum()) == int(masks[name].sum())
+        assert torch.equal(masks[name], before[name])
+    assert shuffled == masks.shuffled(seed)
+
+
+def test_another_seed_shuffles_otherwise_and_touches_no_other_randomness(masks):
+    state = torch.random.get_rng_state()
+    assert masks.shuffled() == masks.shuffled(0)
+    assert len({tuple(masks.shuffled(seed)["fc1.weight"].flatten().tolist()) for seed in range(20)}) == 20
+    assert masks.shuffled(0) != masks
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_shuffled_places_are_uniform_and_layers_are_shuffled_each_in_its_own_way():
+    first = torch.zeros(4, 6, dtype=torch.bool)
+    first[0] = True  # six of 24
+    masks = Masks({"a": first, "b": first.clone()})
+    n = 800
+    drawn = [masks.shuffled(seed) for seed in range(n)]
+    for name in masks:
+        times = sum(found[name].float() for found in drawn)
+        # Each place is kept Binomial(n, ¼) times; the counts' sum is fixed, so this is χ² with 23 degrees of freedom.
+        chi2 = float(((times - n / 4) ** 2 / (n * 3 / 16)).sum()) * 23 / 24
+        assert 7.5 < chi2 < 49.8, "99.9 % of all seeds lie within"
+    both = sum(int((found["a"] & found["b"]).sum()) for found in drawn) / n
+    assert both == pytest.approx(6 * 6 / 24, abs=0.15), "two layers that share nothing meet by chance"
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_random_mask_and_its_shuffle_of_the_same_seed_share_no_more_than_chance(seed):
+    model = nn.Sequential(nn.Linear(60, 50))
+    masks = prune(model, sparsity=0.8, criterion="random", seed=seed)
+    both = int((masks["0.weight"] & masks.shuffled(seed)["0.weight"]).sum())
+    assert abs(both - 3000 * 0.2**2) < 4 * (3000 * 0.2**2 * 0.8**2) ** 0.5

@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from helpers import make_task
 
 from pruninglab import Masks, prune
-from pruninglab.recovery import RECOVERIES, distill, finetune, rewind, soft_loss
+from pruninglab.recovery import (
+    RECOVERIES,
+    distill,
+    finetune,
+    keep_signs,
+    reinitialise,
+    rewind,
+    rewind_lr,
+    soft_loss,
+)
+
+STEPS = {"finetune": 20, "distill": 20} | dict.fromkeys(("rewind", "rewind_lr", "reinitialise", "keep_signs"), 40)
 
 
 @pytest.fixture
@@ -28,7 +39,7 @@ def test_zeros_stay_zeros_and_the_steps_are_counted(task, pruned, recovery):
     before = copy.deepcopy(model.state_dict())
     steps = RECOVERIES[recovery](model, masks, task, seed=0)
     assert Masks.of(model) == masks
-    assert steps == (40 if recovery == "rewind" else 20)
+    assert steps == STEPS[recovery]
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
 
@@ -40,6 +51,29 @@ def test_the_same_seed_gives_the_same_network(task, pruned, recovery):
     RECOVERIES[recovery](model, masks, task, seed=3)
     RECOVERIES[recovery](twin, copy.deepcopy(masks), task, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recovery", sorted(RECOVERIES))
+def test_other_seeds_give_other_networks(task, pruned, recovery):
+    model, masks = pruned
+    twin = copy.deepcopy(model)
+    RECOVERIES[recovery](model, masks, task, seed=3)
+    RECOVERIES[recovery](twin, copy.deepcopy(masks), task, seed=4)
+    assert not torch.equal(model.fc1.weight, twin.fc1.weight)
+
+
+@pytest.mark.parametrize("recovery", sorted(RECOVERIES))
+def test_on_step_sees_every_step_and_the_zeros(task, pruned, recovery):
+    model, masks = pruned
+    seen = []
+
+    def on_step(step, optimizer):
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        assert Masks.of(model) == masks
+        seen.append(step)
+
+    RECOVERIES[recovery](model, masks, task, on_step=on_step)
+    assert seen == list(range(1, STEPS[recovery] + 1))
 
 
 def test_recovery_lowers_the_training_loss(task, pruned):
@@ -119,10 +153,122 @@ def test_rewinding_without_pruning_is_the_first_training_again(task):
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("to", [-0.1, 1.0, 2])
-def test_rewind_out_of_range(task, pruned, to):
+@pytest.mark.parametrize("recover", [rewind, rewind_lr])
+@pytest.mark.parametrize("to", [-0.1, 1.0, 2, float("nan")])
+def test_rewind_out_of_range(task, pruned, recover, to):
+    model, masks = pruned
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"fraction of training, in \[0, 1\)"):
-        rewind(*pruned, task, to=to)
+        recover(model, masks, task, to=to)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ── one thing changed ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def starts_from(begun, weights, masks):
+    """Whether training began with these values where the masks keep them, and zeros elsewhere."""
+    for name, parameter in begun.named_parameters():
+        expected = weights[name].detach()
+        expected = torch.where(masks[name], expected, 0.0) if name in masks else expected
+        if not torch.equal(parameter, expected):
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("to", "first"), [(0.0, 0), (0.25, 10), (0.9, 36)])
+def test_rewind_lr_begins_with_the_weights_as_they_are(task, pruned, to, first):
+    model, masks = pruned
+    before, spy = copy.deepcopy(dict(model.named_parameters())), Spied(task)
+    assert rewind_lr(model, masks, spy, seed=4, to=to) == 40 - first
+    ((begun, options),) = spy.begun
+    assert starts_from(begun, before, masks)
+    assert (options["start"], options["seed"], options["masks"]) == (first, 4, masks)
+    assert options.get("lr") is None
+    assert options.get("steps") is None, "so the learning rate is what it was at that step of the first training"
+
+
+def test_rewind_lr_by_hand(task, pruned):
+    model, masks = pruned
+    twin, same_masks = copy.deepcopy(model), copy.deepcopy(masks)
+    same_masks.apply(twin)
+    task.train(twin, masks=same_masks, seed=2, start=20)
+    rewind_lr(model, masks, task, seed=2, to=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_reinitialise_begins_with_weights_that_are_new(task, pruned, seed):
+    model, masks = pruned
+    spy = Spied(task)
+    assert reinitialise(model, masks, spy, seed=seed) == 40
+    ((begun, options),) = spy.begun
+    assert (options["start"], options["seed"]) == (0, seed), "the order of the data is that of the ticket"
+    initial, dense = task.model(seed), task.trained(seed)
+    for name, mask in masks.items():
+        weight = begun.get_parameter(name)
+        assert not weight[~mask].any()
+        assert weight[mask].all()
+        for other in (initial, dense):
+            assert not (weight == other.get_parameter(name))[mask].any()
+    for known in range(20):
+        assert not torch.equal(begun.fc1.bias, task.model(known).fc1.bias)
+
+
+def test_reinitialise_draws_from_the_same_distribution_as_the_task(task):
+    """Of 300 draws of each kind, the quantiles agree: PyTorch's uniform, ± 1/√inputs."""
+    fresh, initial = [], []
+    for seed in range(3):
+        model = task.trained(seed)
+        spy = Spied(task)
+        reinitialise(model, prune(model, sparsity=0), spy, seed=seed)
+        fresh.append(spy.begun[0][0].fc1.weight.detach().flatten())
+        initial.append(task.model(seed).fc1.weight.detach().flatten())
+    fresh, initial = torch.cat(fresh).sort().values, torch.cat(initial).sort().values
+    limit = 8**-0.5
+    assert fresh.abs().max() <= limit
+    assert (fresh - initial).abs().max() < 0.25 * limit
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_keep_signs_begins_with_one_size_for_each_layer(task, pruned, seed):
+    model, masks = pruned
+    spy, initial = Spied(task), task.model(seed)
+    assert keep_signs(model, masks, spy, seed=seed) == 40
+    ((begun, options),) = spy.begun
+    assert (options["start"], options["seed"]) == (0, seed)
+    for name, mask in masks.items():
+        first, now = initial.get_parameter(name).flatten().tolist(), begun.get_parameter(name).flatten().tolist()
+        mean = sum(first) / len(first)
+        size = (sum((w - mean) ** 2 for w in first) / (len(first) - 1)) ** 0.5
+        for w, v, keep in zip(first, now, mask.flatten().tolist(), strict=True):
+            assert v == pytest.approx((size if w > 0 else -size) if keep else 0.0, rel=1e-5)
+    for layer in ("fc1", "fc2", "fc3"):
+        assert torch.equal(begun.get_parameter(f"{layer}.bias"), initial.get_parameter(f"{layer}.bias"))
+    again = task.model(seed)
+    assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recover", [rewind, reinitialise, keep_signs])
+def test_what_the_weights_were_does_not_matter(task, pruned, recover):
+    model, masks = pruned
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.fill_(0.3)
+    recover(model, masks, task, seed=1)
+    recover(twin, copy.deepcopy(masks), task, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_controls_differ_from_the_ticket_and_from_each_other(task, pruned):
+    model, masks = pruned
+    found = []
+    for recover in (rewind, rewind_lr, reinitialise, keep_signs):
+        twin = copy.deepcopy(model)
+        recover(twin, copy.deepcopy(masks), task, seed=0)
+        found.append(twin.fc1.weight)
+    assert not any(torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
 # ── distillation ──────────────────────────────────────────────────────────────────────────────────────────────────

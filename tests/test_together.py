@@ -302,3 +302,25 @@ def test_the_clock_counts_a_jobs_own_time_and_its_share():
     assert short < 0.2 <= long
     assert a == pytest.approx(b, rel=0.5, abs=0.05)
     assert short + long + a + b <= passed
+
+
+def test_processes_share_the_jobs_and_keep_their_order():
+    home = make_task(steps=10)
+    alone = together([partial(trained, home, seed) for seed in range(5)])
+    shared = together([partial(trained, home, seed) for seed in range(5)], n_jobs=2)
+    for (one, losses), (other, its_losses) in zip(alone, shared, strict=True):
+        assert_same(one, other, rtol=1e-4, atol=1e-5)
+        assert losses == pytest.approx(its_losses, rel=1e-3)
+
+
+def test_an_error_in_another_process_arrives():
+    def fails():
+        raise ZeroDivisionError("there")
+
+    with pytest.raises(ZeroDivisionError, match="there"):
+        together([lambda: 1, fails], n_jobs=2)
+
+
+def test_no_process_at_all():
+    with pytest.raises(ValueError, match=r"n_jobs.*not 0"):
+        together([lambda: 1, lambda: 2], n_jobs=0)

@@ -17,6 +17,7 @@ from pruninglab.criteria.filters import (
     slimming,
     taylor_filter,
 )
+from pruninglab.criteria.flow import grasp, synflow
 from pruninglab.criteria.gradients import snip, taylor
 from pruninglab.criteria.weights import magnitude, random
 
@@ -29,6 +30,7 @@ __all__ = [
     "criterion",
     "find",
     "fpgm",
+    "grasp",
     "group_l2",
     "hrank",
     "l1_filter",
@@ -43,6 +45,7 @@ __all__ = [
     "score",
     "slimming",
     "snip",
+    "synflow",
     "taylor",
     "taylor_filter",
     "wanda",

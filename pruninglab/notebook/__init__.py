@@ -5,6 +5,7 @@ from pruninglab.notebook.exercises import check
 from pruninglab.notebook.pictures import Picture, canvas, legend
 from pruninglab.notebook.plots import (
     draw_bars,
+    draw_curves,
     draw_lines,
     draw_masks,
     draw_numbers,
@@ -26,6 +27,7 @@ __all__ = [
     "check",
     "claim",
     "draw_bars",
+    "draw_curves",
     "draw_groups",
     "draw_lines",
     "draw_masks",

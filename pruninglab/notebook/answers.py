@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pruninglab.allocation.threshold import top_masks
 from pruninglab.criteria import Scores
+from pruninglab.during import cubic
 from pruninglab.measure import flops
 from pruninglab.notebook.exercises import exercise
-from pruninglab.schedules import cubic
 from pruninglab.storage import pack
 
 Function = Callable[..., Any]
@@ -253,4 +253,5 @@ def _(f: Function) -> None:
 
 # ── chapter 3 ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-from pruninglab.notebook import answers_structured  # noqa: E402, F401  its exercises make themselves known, in order
+# Those of later chapters make themselves known, in order.
+from pruninglab.notebook import answers_structured, answers_lottery, answers_sparse  # noqa: E402, F401, I001

@@ -1,7 +1,7 @@
 """The drawings that the chapters share. Each takes data and returns a `Picture`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -76,6 +76,53 @@ def draw_lines(
     ax.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel(xlabel, color=GREY)
+    ax.set_ylabel(ylabel, color=GREY)
+    legend(ax)
+    return Picture(figure, alt)
+
+
+def draw_curves(
+    x: Sequence[float],
+    curves: Mapping[str, Any],
+    alt: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    percent: bool = True,
+    level: tuple[str, float] | None = None,
+    log: str = "",
+) -> Picture:
+    """Curves over x, each the mean over seeds with one standard deviation as a band.
+
+    Args:
+        x: the positions, in order.
+        curves: name → numbers of shape (seeds, positions).
+        alt: the alternative text.
+        xlabel: of the axis.
+        ylabel: likewise.
+        percent: whether the numbers are fractions, to be shown as percentages.
+        level: a name and a number, drawn as a grey line across.
+        log: the axes that are logarithmic: "", "x", "y" or "xy".
+    """
+    figure, ax = canvas(width=7, height=3.6)
+    if level is not None:
+        ax.axhline(level[1], color=GREY, linewidth=1)
+        ax.annotate(level[0], (0, level[1]), (2, 3), ("axes fraction", "data"), "offset points", color=GREY)
+    for i, (name, values) in enumerate(curves.items()):
+        numbers = np.asarray(values, dtype=float)
+        mean, std = numbers.mean(0), numbers.std(0, ddof=1) if len(numbers) > 1 else np.zeros(numbers.shape[1])
+        ax.plot(x, mean, label=name, color=COLOURS[i % 8], linestyle=LINES[i % 8], marker=MARKERS[i % 8], markersize=5)
+        low = np.maximum(mean - std, mean / 4) if "y" in log else mean - std  # a logarithm has no zero
+        ax.fill_between(x, low, mean + std, color=COLOURS[i % 8], alpha=0.15, linewidth=0)
+    for name in log:
+        axis = getattr(ax, f"{name}axis")
+        getattr(ax, f"set_{name}scale")("log")
+        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    if percent:
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value >= 0.01 else f"{value:.2g}")
     ax.set_xlabel(xlabel, color=GREY)
     ax.set_ylabel(ylabel, color=GREY)
     legend(ax)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from pruninglab.masks import Masks
 from pruninglab.naming import lookup
+from pruninglab.recipes.ap import ap
+from pruninglab.recipes.bip import bip
 from pruninglab.recipes.lapp import lapp
 from pruninglab.recipes.obspa import obspa
 from pruninglab.recipes.polarize import polarize
@@ -18,7 +20,14 @@ from pruninglab.recipes.precrop import precrop
 
 Recipe = Callable[..., Masks]
 
-RECIPES: dict[str, Recipe] = {"lapp": lapp, "obspa": obspa, "polarize": polarize, "precrop": precrop}
+RECIPES: dict[str, Recipe] = {
+    "ap": ap,
+    "bip": bip,
+    "lapp": lapp,
+    "obspa": obspa,
+    "polarize": polarize,
+    "precrop": precrop,
+}
 
 
 def recipe(name: str) -> Recipe:
@@ -30,4 +39,4 @@ def recipe(name: str) -> Recipe:
     return lookup("recipe", name, RECIPES)
 
 
-__all__ = ["RECIPES", "Recipe", "lapp", "obspa", "polarize", "precrop", "recipe"]
+__all__ = ["RECIPES", "Recipe", "ap", "bip", "lapp", "obspa", "polarize", "precrop", "recipe"]

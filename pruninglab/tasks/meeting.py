@@ -2,28 +2,41 @@
 
     networks = together([partial(ticket, seed) for seed in range(5)])
 
-A job is any function without arguments. It runs as it would alone, until it asks for training (`Task.train`, a recovery,
-a schedule). There it waits for the others; what asked for the same training gets it in one go (see `stacked`), and all
-go on. So whoever writes an experiment for one network has written it for many.
+A job is any function without arguments. It runs as it would alone, until it asks for training (`Task.train`, a
+recovery, a schedule). There it waits for the others; what asked for the same training gets it in one go (see
+`stacked`), and all go on. So whoever writes an experiment for one network has written it for many.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
+from pruninglab.files import data_dir
 from pruninglab.tasks.training import Job, Plan, beside, train_all
 
 
-def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]:
     """Run jobs side by side, and return their results in order.
 
-    Only one of them runs at any moment, so they may share what they read. Results are those of running the jobs one
-    after another, up to the rounding of floats. An error in one job ends all.
+    In one process only one of them runs at any moment, so they may share what they read. Results are those of running
+    the jobs one after another, up to the rounding of floats. An error in one job ends all.
+
+    Args:
+        jobs: functions without arguments.
+        n_jobs: how many processes share them, each with an equal part; -1 for one on each core. In other processes
+            jobs work on copies of what they refer to.
 
     Raises:
-        Whatever a job raises.
+        ValueError: `n_jobs` is 0. And whatever a job raises.
     """
+    if n_jobs == 0:
+        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
+    if n_jobs != 1 and len(jobs) > 1:
+        return _in_processes(jobs, n_jobs)
     if len(jobs) == 1:
         return [jobs[0]()]
     actors = [_Actor(job) for job in jobs]
@@ -36,6 +49,25 @@ def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
         for actor in actors:
             actor.stop()
     return [actor.result for actor in actors]
+
+
+def _in_processes(jobs: Sequence[Callable[[], Any]], n_jobs: int) -> list[Any]:
+    from joblib import Parallel, cpu_count, delayed
+
+    workers = min(cpu_count() if n_jobs < 0 else n_jobs, len(jobs))
+    threads = max(1, cpu_count() // workers)
+    parts = [jobs[worker::workers] for worker in range(workers)]
+    work = (delayed(_elsewhere)(part, threads, os.fspath(data_dir())) for part in parts)
+    results: list[Any] = [None] * len(jobs)
+    for worker, found in enumerate(Parallel(n_jobs=workers)(work)):
+        results[worker::workers] = found
+    return results
+
+
+def _elsewhere(jobs: Sequence[Callable[[], Any]], threads: int, data: str) -> list[Any]:
+    torch.set_num_threads(threads)
+    os.environ["PRUNINGLAB_DATA"] = data
+    return together(jobs)
 
 
 def clock() -> float:

@@ -1,9 +1,9 @@
 """Many small networks as one: their weights lie stacked, and each layer of all of them is one operation.
 
 A small network leaves a processor idle between its many small operations; five of them together cost little more than
-one. The trick is to lay the networks' batches behind one another, as one batch of S · n samples. Whatever treats samples
-alike (activations, pooling, padding, adding) then needs no change. Only layers with weights have to know that the first
-n samples belong to the first network, the next n to the second, and so on.
+one. The trick is to lay the networks' batches behind one another, as one batch of S · n samples. Whatever treats
+samples alike (activations, pooling, padding, adding) then needs no change. Only layers with weights have to know that
+the first n samples belong to the first network, the next n to the second, and so on.
 """
 
 import copy
@@ -119,7 +119,7 @@ class Stack(nn.Module):
         yield from self.net.named_buffers()
 
     def part(self, name: str, stacked: Tensor, s: int) -> Tensor:
-        """Network s's part of a stacked tensor that belongs to a parameter (or its gradient, or its momentum): a view."""
+        """Network s's part of a stacked parameter, or of its gradient or momentum: a view."""
         module = self.net.get_submodule(name.rpartition(".")[0])
         return stacked[s].t() if isinstance(module, StackedLinear) and stacked.ndim == 3 else stacked[s]
 

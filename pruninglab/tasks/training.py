@@ -8,16 +8,18 @@ holds an optimizer's weights in place, and anything else comes in through `on_st
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pruninglab.files import load_tensors, save_tensors
 from pruninglab.naming import unknown
@@ -151,25 +153,33 @@ def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -
 class Follower(torch.optim.Optimizer):
     """One network's share of a stack's optimizer, for masks and `on_step`: its parameters, gradients, momentum, hooks.
 
-    Its own step changes nothing; it calls the hooks that were registered with it.
+    It never steps by itself. `stepped` calls what was registered to follow a step.
     """
 
     def __init__(self, model: nn.Module, stack: Stack, leader: torch.optim.Optimizer, s: int) -> None:
         super().__init__(list(model.parameters()), {})
         self._shares = [(name, model.get_parameter(name), stacked) for name, stacked in stack.net.named_parameters()]
         self._stack, self._leader, self._s = stack, leader, s
+        self._hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Nothing; but hooks are called."""
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        handle = RemovableHandle(self._hooks)
+        self._hooks[handle.id] = hook
+        return handle
+
+    def stepped(self) -> None:
+        for hook in self._hooks.values():
+            hook(self, (), {})
 
     def follow(self) -> None:
-        """Make gradients and momentum visible, as views of the stack's."""
+        """Make gradients and momentum visible, as views of the stack's, where they are not yet."""
         for name, parameter, stacked in self._shares:
-            assert stacked.grad is not None
-            parameter.grad = self._stack.part(name, stacked.grad, self._s)
-            for key, value in self._leader.state[stacked].items():
-                whole = isinstance(value, Tensor) and value.shape == stacked.shape
-                self.state[parameter][key] = self._stack.part(name, value, self._s) if whole else value
+            if parameter.grad is None and stacked.grad is not None:
+                parameter.grad = self._stack.part(name, stacked.grad, self._s)
+            if parameter not in self.state:
+                for key, value in self._leader.state[stacked].items():
+                    whole = isinstance(value, Tensor) and value.shape == stacked.shape
+                    self.state[parameter][key] = self._stack.part(name, value, self._s) if whole else value
 
 
 def _steps(
@@ -187,6 +197,8 @@ def _steps(
     if checkpoint is not None and checkpoint.exists():
         start = _resume(checkpoint, net, optimizer, start)
     losses: list[list[float]] = [[] for _ in jobs]
+    # Gradients that stay where they are, so that views of them stay valid. If nobody looks, new ones are quicker.
+    watched = isinstance(followers[0], Follower) and any(job.on_step is not None for job in jobs)
     saved = time.monotonic()
     net.train()
     for job in jobs:
@@ -204,7 +216,7 @@ def _steps(
                 for group in optimizer.param_groups:
                     group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
                 each = losses_of(inputs.to(device), targets.to(device))
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=not watched)
                 each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
                 optimizer.step()
                 for loss, mine in zip(each.detach().view(len(jobs), -1).mean(1).tolist(), losses, strict=True):
@@ -213,8 +225,7 @@ def _steps(
                     if isinstance(follower, Follower):
                         if job.on_step is not None:
                             follower.follow()
-                        if job.on_step is not None or job.masks is not None:
-                            follower.step()
+                        follower.stepped()
                     if job.on_step is not None:
                         job.on_step(step + 1, follower)
                 bar.update()
