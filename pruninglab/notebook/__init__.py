@@ -6,6 +6,7 @@ from pruninglab.notebook.pictures import Picture, canvas, legend
 from pruninglab.notebook.plots import (
     draw_bars,
     draw_curves,
+    draw_images,
     draw_lines,
     draw_masks,
     draw_numbers,
@@ -28,6 +29,7 @@ __all__ = [
     "claim",
     "draw_bars",
     "draw_curves",
+    "draw_images",
     "draw_groups",
     "draw_lines",
     "draw_masks",

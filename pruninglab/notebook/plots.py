@@ -192,6 +192,18 @@ def _weights_on(ax: Axes, name: str, weight: Tensor, mask: Tensor | None) -> Non
         legend(ax, fontsize=8)
 
 
+def draw_images(images: Mapping[str, Tensor], alt: str) -> Picture:
+    """Matrices of non-negative numbers side by side as pictures, dark = large, each with its scale."""
+    figure, axes = canvas(1, len(images), 3.2 * len(images), 2.7, squeeze=False)
+    for ax, (title, values) in zip(axes[0], images.items(), strict=True):
+        shown = ax.imshow(values.detach().float().cpu().numpy(), cmap="Blues", vmin=0)
+        bar = figure.colorbar(shown, ax=ax, shrink=0.8)
+        bar.ax.tick_params(colors=GREY)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10, color=GREY)
+    return Picture(figure, alt)
+
+
 def draw_scores(before: Tensor, after: Tensor, images: Tensor, labels: Sequence[int], alt: str) -> Picture:
     """A few pictures, and under each what two networks make of it; a wrong answer is underlined in orange."""
     figure, axes = canvas(1, len(images), 1.15 * len(images), 1.9, squeeze=False)
