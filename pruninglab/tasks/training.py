@@ -144,7 +144,7 @@ def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -
     if plan.objective is not cross_entropy or plan.how.augment or not stackable(models, plan.data[0]):
         return [train_all([job], plan)[0] for job in jobs]
     stack = Stack(models)
-    optimizer = _optimizer(stack, plan.how)
+    optimizer = _optimizer(stack, plan.how, fused=True)
     with stack.shared_with(models):
         followers = [Follower(model, stack, optimizer, s) for s, model in enumerate(models)]
         return _steps(jobs, plan, stack, optimizer, followers, stack.losses, None)
@@ -238,13 +238,14 @@ def _steps(
     return losses
 
 
-def _optimizer(model: nn.Module, how: Training) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, how: Training, *, fused: bool = False) -> torch.optim.Optimizer:
+    """An optimizer; fused is quicker for the large tensors of a stack, and rounds a little differently."""
+    way: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+    way |= {"lr": how.lr, "weight_decay": how.weight_decay}
     if how.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay, foreach=True
-        )
+        return torch.optim.SGD(model.parameters(), momentum=how.momentum, **way)
     if how.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=how.lr, weight_decay=how.weight_decay, foreach=True)
+        return torch.optim.Adam(model.parameters(), **way)
     raise unknown("optimizer", how.optimizer, ("sgd", "adam"))
 
 
