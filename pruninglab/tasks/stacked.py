@@ -27,9 +27,8 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         networks, inputs, outputs = self.weight.shape
-        x = x.reshape(networks, -1, inputs)
-        y = torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias[:, None], x, self.weight)
-        return y.view(-1, outputs)
+        y = torch.bmm(x.reshape(networks, -1, inputs), self.weight)
+        return (y if self.bias is None else y.add_(self.bias[:, None])).view(-1, outputs)
 
 
 class StackedConv2d(nn.Module):

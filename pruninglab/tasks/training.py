@@ -196,7 +196,7 @@ def _steps(
     start = plan.start
     if checkpoint is not None and checkpoint.exists():
         start = _resume(checkpoint, net, optimizer, start)
-    losses: list[list[float]] = [[] for _ in jobs]
+    losses: list[Tensor] = []
     # Gradients that stay where they are, so that views of them stay valid. If nobody looks, new ones are quicker.
     watched = isinstance(followers[0], Follower) and any(job.on_step is not None for job in jobs)
     saved = time.monotonic()
@@ -219,8 +219,7 @@ def _steps(
                 optimizer.zero_grad(set_to_none=not watched)
                 each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
                 optimizer.step()
-                for loss, mine in zip(each.detach().view(len(jobs), -1).mean(1).tolist(), losses, strict=True):
-                    mine.append(loss)
+                losses.append(each.detach())
                 for job, follower in zip(jobs, followers, strict=True):
                     if isinstance(follower, Follower):
                         if job.on_step is not None:
@@ -235,7 +234,9 @@ def _steps(
     finally:
         for job in jobs:
             job.model.eval()
-    return losses
+    if not losses:
+        return [[] for _ in jobs]
+    return torch.stack(losses).view(len(losses), len(jobs), -1).mean(2).T.tolist()
 
 
 def _optimizer(model: nn.Module, how: Training, *, fused: bool = False) -> torch.optim.Optimizer:
