@@ -1,6 +1,6 @@
 """When? At once, in rounds, before training, or while it goes on.
 
-A schedule is a function `(model's sparsity, prune, train) -> Masks`:
+A schedule is a function `(sparsity, prune, train) -> Masks`:
 
     prune(sparsity, within=None) -> Masks   prunes the model, within masks of earlier rounds
     train(masks=None, on_step=None)         trains it on, for one recovery's worth of steps

@@ -210,7 +210,7 @@ def _steps(
                     held.enter_context(job.masks.enforced(follower))
             for step in range(start, plan.stop):
                 index = torch.cat([batch_index(step, len(x), how.batch, job.seed) for job in jobs])
-                inputs, targets = x[index], y[index]
+                inputs, targets = x.index_select(0, index), y.index_select(0, index)
                 if how.augment:
                     inputs = augmented(inputs, torch.Generator().manual_seed(jobs[0].seed * 1_000_003 + step))
                 for group in optimizer.param_groups:
