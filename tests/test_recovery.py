@@ -81,10 +81,10 @@ def test_recovery_lowers_the_training_loss(task, pruned):
     x, y = task.data["train"]
     for recover in RECOVERIES.values():
         model = copy.deepcopy(pruned[0])
-        masks = prune(model, sparsity=0.8, criterion="random")
+        masks = prune(model, sparsity=0.6, criterion="random", allocation="erk")  # leaves a way through every layer
         before = F.cross_entropy(model(x), y)
         recover(model, masks, task, seed=0)
-        assert F.cross_entropy(model(x), y) < 0.8 * before
+        assert F.cross_entropy(model(x), y) < 0.6 * before
 
 
 @pytest.mark.parametrize("recover", [finetune, distill])
