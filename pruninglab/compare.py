@@ -31,6 +31,7 @@ from pruninglab.schedules import SCHEDULES, Schedule, one_shot
 from pruninglab.statistics import STATISTICS, Statistic
 from pruninglab.store import Store
 from pruninglab.tasks import Task, clock, together
+from pruninglab.tasks.meeting import elsewhere, processes
 from pruninglab.tasks.training import OnStep
 from pruninglab.units import Grouping, Pattern, Structure
 
@@ -125,8 +126,7 @@ def compare(
         check_sparsity(level)
     levels = [float(level) for level in levels]
     which = [whole("a seed", seed) for seed in (seeds if isinstance(seeds, Iterable) else range(whole("seeds", seeds)))]
-    if whole("n_jobs", n_jobs) == 0:
-        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
+    processes(n_jobs)
     if not which or not levels:
         raise ValueError(
             f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
@@ -191,23 +191,24 @@ def _results(runs: dict[Any, Run], n_jobs: int) -> Iterator[tuple[Any, dict[str,
     groups = [part for group in alike.values() for part in _parts(group)]
     if n_jobs == 1 or len(groups) < 2:
         for group in groups:
-            yield from zip(group, together([partial(_run, run) for run in group.values()]), strict=True)
+            yield from zip(group, together(_jobs(group)), strict=True)
         return
     from joblib import Parallel, cpu_count, delayed
 
-    workers = cpu_count() if n_jobs < 0 else n_jobs
-    threads = max(1, cpu_count() // workers)
+    threads = max(1, cpu_count() // processes(n_jobs))
     jobs = (delayed(_run_elsewhere)(group, threads, os.fspath(data_dir())) for group in groups)
     for rows in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs):
         yield from rows.items()
 
 
 def _run_elsewhere(group: dict[Any, Run], threads: int, data: str) -> dict[Any, dict[str, Any]]:
-    torch.set_num_threads(threads)
-    os.environ["PRUNINGLAB_DATA"] = data
     for run in group.values():
         STATISTICS.update(run.statistics)
-    return dict(zip(group, together([partial(_run, run) for run in group.values()]), strict=True))
+    return dict(zip(group, elsewhere(_jobs(group), threads, data), strict=True))
+
+
+def _jobs(group: dict[Any, Run]) -> list[partial[dict[str, Any]]]:
+    return [partial(_run, run) for run in group.values()]
 
 
 def _parts(runs: dict[Any, Run]) -> Iterator[dict[Any, Run]]:

@@ -60,13 +60,7 @@ def iterative(rounds: int = 5) -> Schedule:
     _check_rounds(rounds)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
-        masks = None
-        for level in _levels(sparsity, rounds):
-            if masks is not None:
-                train(masks=masks)
-            masks = prune(level, within=masks)
-        assert masks is not None  # rounds ≥ 1
-        return masks
+        return _in_rounds(_levels(sparsity, rounds), prune, lambda masks: train(masks=masks))
 
     return _named(schedule, "iterative", rounds=(rounds, 5))
 
@@ -99,14 +93,12 @@ def lottery(rounds: int | None = None, rate: float | None = None, rewind_to: flo
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         needed = max(1, math.ceil(math.log(1 - check_sparsity(sparsity)) / math.log(1 - rate) - 1e-9))
         by_rate = [min(1 - (1 - rate) ** r, sparsity) for r in range(1, needed)] + [sparsity]
-        masks = None
-        for level in by_rate if rounds is None else _levels(sparsity, rounds):
-            if masks is not None:
-                train.rewind(rewind_to)
-                train.rest(masks=masks)
-            masks = prune(level, within=masks)
-        assert masks is not None
-        return masks
+
+        def again(masks: Masks) -> None:
+            train.rewind(rewind_to)
+            train.rest(masks=masks)
+
+        return _in_rounds(by_rate if rounds is None else _levels(sparsity, rounds), prune, again)
 
     return _named(schedule, "lottery", rounds=(rounds, None), rate=(told, None), rewind_to=(rewind_to, 0.0))
 
@@ -124,10 +116,7 @@ def before_training(rounds: int = 1) -> Schedule:
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         train.rewind()
-        masks = None
-        for level in _levels(sparsity, rounds):
-            masks = prune(level, within=masks)
-        assert masks is not None
+        masks = _in_rounds(_levels(sparsity, rounds), prune, lambda masks: None)
         train.rest(masks=masks)
         return masks
 
@@ -217,6 +206,15 @@ def granet(
 
 def _levels(sparsity: float, rounds: int) -> list[float]:
     return [1 - (1 - sparsity) ** (r / rounds) for r in range(1, rounds + 1)]
+
+
+def _in_rounds(levels: list[float], prune: Prune, between: Callable[[Masks], object]) -> Masks:
+    """Prune to one level after the other, each within the masks of the one before; `between` happens between two."""
+    masks = prune(levels[0])
+    for level in levels[1:]:
+        between(masks)
+        masks = prune(level, within=masks)
+    return masks
 
 
 def _check_rounds(rounds: object) -> None:

@@ -72,10 +72,7 @@ def draw_lines(
     for i, (name, values) in enumerate(curves.items()):
         ax.plot(x, values, label=name, color=COLOURS[i % 8], linestyle=LINES[i % 8], marker=MARKERS[i % 8])
     ax.axhline(1, color=GREY, linewidth=1)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_locator(NullLocator())
+    _logarithmic(ax, "y")
     ax.set_xlabel(xlabel, color=GREY)
     ax.set_ylabel(ylabel, color=GREY)
     legend(ax)
@@ -116,17 +113,22 @@ def draw_curves(
         low = np.maximum(mean - std, mean / 4) if "y" in log else mean - std  # a logarithm has no zero
         ax.fill_between(x, low, mean + std, color=COLOURS[i % 8], alpha=0.15, linewidth=0)
     for name in log:
-        axis = getattr(ax, f"{name}axis")
-        getattr(ax, f"set_{name}scale")("log")
-        axis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        _logarithmic(ax, name)
     if percent:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value >= 0.01 else f"{value:.2g}")
     ax.set_xlabel(xlabel, color=GREY)
     ax.set_ylabel(ylabel, color=GREY)
     legend(ax)
     return Picture(figure, alt)
+
+
+def _logarithmic(ax: Axes, name: str) -> None:
+    """Give the axis "x" or "y" a logarithmic scale with plain numbers at 1, 2 and 5."""
+    ax.set(**{f"{name}scale": "log"})
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def draw_masks(masks: Masks, alt: str | None = None) -> Picture:

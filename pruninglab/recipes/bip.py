@@ -20,7 +20,7 @@ from pruninglab.masks import Masks
 from pruninglab.naming import whole
 from pruninglab.pruning import prune
 from pruninglab.tasks import Task
-from pruninglab.tasks.training import augmented, batch_index
+from pruninglab.tasks.training import batch_at
 
 
 def bip(
@@ -86,7 +86,7 @@ def bip(
         nonlocal mask
         theta = _flat([weight.detach() for weight in weights])
         z = [part.requires_grad_() for part in _parts(mask * theta, weights)]
-        x, y = _batch(task, step - 1, seed + 1)
+        x, y = batch_at(step - 1, task.data["train"], task.training, seed + 1)
         gradients = torch.autograd.grad(loss(z, x.to(theta.device), y.to(theta.device)), z, materialize_grads=True)
         beta = mask_lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
         scores.sub_(beta * mask_gradient(theta, mask, _flat(gradients), gamma)).clamp_(0, 1)
@@ -137,12 +137,3 @@ def _parts(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A vector as tensors of the shapes of others, copied."""
     pieces = vector.split([tensor.numel() for tensor in like])
     return [piece.view(tensor.shape).clone() for piece, tensor in zip(pieces, like, strict=True)]
-
-
-def _batch(task: Task, step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The samples that training with this seed sees at a step, counted from 0."""
-    x, y = task.data["train"]
-    index = batch_index(step, len(x), task.training.batch, seed)
-    if task.training.augment:
-        return augmented(x[index], torch.Generator().manual_seed(seed * 1_000_003 + step)), y[index]
-    return x[index], y[index]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pruninglab.files import data_dir
+from pruninglab.naming import whole
 from pruninglab.tasks.training import Job, Plan, beside, train_all
 
 
@@ -33,10 +34,8 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
     Raises:
         ValueError: `n_jobs` is 0. And whatever a job raises.
     """
-    if n_jobs == 0:
-        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
-    if n_jobs != 1 and len(jobs) > 1:
-        return _in_processes(jobs, n_jobs)
+    if processes(n_jobs) != 1 and len(jobs) > 1:
+        return _in_processes(jobs, min(processes(n_jobs), len(jobs)))
     if len(jobs) == 1:
         return [jobs[0]()]
     actors = [_Actor(job) for job in jobs]
@@ -51,20 +50,36 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
     return [actor.result for actor in actors]
 
 
-def _in_processes(jobs: Sequence[Callable[[], Any]], n_jobs: int) -> list[Any]:
+def processes(n_jobs: object) -> int:
+    """How many processes `n_jobs` stands for; one for each core if it is negative.
+
+    Raises:
+        ValueError: it is 0. TypeError: it is no whole number.
+    """
+    number = whole("n_jobs", n_jobs)
+    if number == 0:
+        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
+    if number > 0:
+        return number
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
+def _in_processes(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     from joblib import Parallel, cpu_count, delayed
 
-    workers = min(cpu_count() if n_jobs < 0 else n_jobs, len(jobs))
     threads = max(1, cpu_count() // workers)
     parts = [jobs[worker::workers] for worker in range(workers)]
-    work = (delayed(_elsewhere)(part, threads, os.fspath(data_dir())) for part in parts)
+    work = (delayed(elsewhere)(part, threads, os.fspath(data_dir())) for part in parts)
     results: list[Any] = [None] * len(jobs)
     for worker, found in enumerate(Parallel(n_jobs=workers)(work)):
         results[worker::workers] = found
     return results
 
 
-def _elsewhere(jobs: Sequence[Callable[[], Any]], threads: int, data: str) -> list[Any]:
+def elsewhere(jobs: Sequence[Callable[[], Any]], threads: int, data: str) -> list[Any]:
+    """`together` in another process, which has to be told how many threads it may use and where data are kept."""
     torch.set_num_threads(threads)
     os.environ["PRUNINGLAB_DATA"] = data
     return together(jobs)

@@ -191,7 +191,7 @@ def _steps(
     losses_of: Callable[[Tensor, Tensor], Tensor],
     checkpoint: Path | None,
 ) -> list[list[float]]:
-    (x, y), how = plan.data, plan.how
+    how, seeds = plan.how, [job.seed for job in jobs]
     device = next(net.parameters()).device
     start = plan.start
     if checkpoint is not None and checkpoint.exists():
@@ -209,10 +209,7 @@ def _steps(
                 if job.masks is not None:
                     held.enter_context(job.masks.enforced(follower))
             for step in range(start, plan.stop):
-                index = torch.cat([batch_index(step, len(x), how.batch, job.seed) for job in jobs])
-                inputs, targets = x.index_select(0, index), y.index_select(0, index)
-                if how.augment:
-                    inputs = augmented(inputs, torch.Generator().manual_seed(jobs[0].seed * 1_000_003 + step))
+                inputs, targets = batch_at(step, plan.data, how, *seeds)
                 for group in optimizer.param_groups:
                     group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
                 each = losses_of(inputs.to(device), targets.to(device))
@@ -260,6 +257,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def batch_at(step: int, data: tuple[Tensor, Tensor], how: Training, *seeds: int) -> tuple[Tensor, Tensor]:
+    """The samples that step `step` = 0, 1, … sees with each of the seeds, behind one another."""
+    x, y = data
+    index = torch.cat([batch_index(step, len(x), how.batch, seed) for seed in seeds])
+    inputs, targets = x.index_select(0, index), y.index_select(0, index)
+    if how.augment:
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + step) for seed in seeds]
+        inputs = torch.cat([augmented(*pair) for pair in zip(inputs.chunk(len(seeds)), generators, strict=True)])
+    return inputs, targets
 
 
 def batch_index(step: int, n: int, batch: int, seed: int) -> Tensor:
