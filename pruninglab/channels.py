@@ -129,6 +129,11 @@ def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
     return Ranking(family, steps, values, floor)
 
 
+def by_name(rankings: Sequence[Ranking]) -> dict[str, Ranking]:
+    """Rankings under names that say which layer leads the family; no two are alike."""
+    return {f"{i}|{ranking.family.layers[0]}": ranking for i, ranking in enumerate(rankings)}
+
+
 def choose(
     graph: Graph, rankings: Sequence[Ranking], scores: Tensor, keep: int, allocation: str | Allocation
 ) -> Tensor:
@@ -140,7 +145,7 @@ def choose(
     needed = sum(ranking.least for ranking in rankings)
     if needed > keep:
         raise BudgetError(f"{keep} channels were to stay, but at least {needed} must, so that no layer is empty")
-    named = {f"{i}|{ranking.family.layers[0]}": ranking for i, ranking in enumerate(rankings)}
+    named = by_name(rankings)
     pseudo = {name: _spread(ranking, name) for name, ranking in named.items()}
     removed, carried, fixed = torch.zeros(graph.n, dtype=torch.bool), 0, 0
     left: dict[str, int] = {}

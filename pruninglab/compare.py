@@ -135,7 +135,8 @@ def compare(
     home.calibration(calibration)
     for level in levels:  # what does not fit together is told by an untrained network
         data = home.calibration(1) if isinstance(shape, Structure) else None
-        prune(home.model(), sparsity=level, unit=unit, allocation=places, exclude=left_out, data=data)
+        trial = "uniform" if allocations.measures(places) else places
+        prune(home.model(), sparsity=level, unit=unit, allocation=trial, exclude=left_out, data=data)
 
     shared = (unit, places, left_out, when, repair)
     runs = {

@@ -1,7 +1,8 @@
 """The progress bar of everything that may take long. It appears after a second or two, and leaves nothing behind."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,3 +18,23 @@ def progress(iterable: Iterable[T] | None = None, *, delay: float = 2, **options
 
     where = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     return tqdm(iterable, file=where, leave=False, delay=delay, **options)
+
+
+_quiet = False
+
+
+def say(text: str) -> None:
+    """A line about what was found, to where the bars go; nothing while `quietly` is at work."""
+    if not _quiet:
+        print(text, file=sys.stdout if "ipykernel" in sys.modules else sys.stderr)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Say nothing meanwhile: for what is done many times over."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from pruninglab import allocation as allocations
 from pruninglab import criteria, units
-from pruninglab.allocation.threshold import top_masks
+from pruninglab.allocation.threshold import top_counts, top_masks
 from pruninglab.criteria import Scores
 from pruninglab.layers import Exclude, Layer, entries, prunable, warn_of_unprunable
 from pruninglab.masks import Masks
 from pruninglab.naming import label
-from pruninglab.statistics import Data, Loss, collect
+from pruninglab.scoring import layer_scores
+from pruninglab.statistics import Data, Loss
 
 if TYPE_CHECKING:
     from pruninglab.graph import Graph, Inputs
@@ -58,11 +59,12 @@ def prune(
         latency_ms: instead, how many milliseconds it may take on this machine, on one thread, by a table of its
             layers' times that is measured for this (`latency.LatencyTable`; channels).
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
-        unit: "weight", "row", "block", "RxC" or "N:M" (N kept of M), or what a function of `units` returns; "channel",
-            "head" or "layer" for what `slim` can cut out afterwards.
-        allocation: "global", "uniform", "isomorphic", "erk" or "lamp", or a function
-            (`partial(global_, min_keep=20)`). Has nothing to decide for an N:M unit.
-        data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights.
+        unit: "weight", "row", "block", "RxC", "N:M" (N kept of M) or "n:M" (with an N for each layer), or what a
+            function of `units` returns; "channel", "head" or "layer" for what `slim` can cut out afterwards.
+        allocation: "global", "uniform", "isomorphic", "erk", "lamp" or "rate_distortion" (which needs `data`), or a
+            function (`partial(global_, min_keep=20)`). Has nothing to decide for an N:M unit.
+        data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights, or
+            the allocation measures.
         loss: `loss(model(x), y)`, the batch's mean; cross-entropy if not given.
         initial: the untrained model or its state dict, for criteria that ask for `initial_weight`.
         within: masks of an earlier pruning; what they removed stays removed.
@@ -92,7 +94,7 @@ def prune(
     layers = prunable(model, exclude)
     warn_of_unprunable(model, exclude)
     keep = _budget(model, layers, sparsity, params, shape)
-    scores = _scores(model, layers, function, data, loss, initial, seed, exclude)
+    scores = layer_scores(model, layers, function, data, loss=loss, initial=initial, seed=seed, exclude=exclude)
     left = {name: layer.numel() for name, layer in scores.items()}
     if within is not None:
         left = {name: _left(layer, within) for name, layer in scores.items()}
@@ -106,6 +108,9 @@ def prune(
     if keep > sum(left.values()):
         raise ValueError(f"{keep} weights were to be kept, but `within` has only {sum(left.values())} left")
     chosen, carried = {}, 0
+    allocation = _with_means(allocation, model, data, scores, shape)
+    if isinstance(shape, units.Mixture):
+        return _applied(_mixed(allocations.allocate(allocation, scores, keep), scores, shape, within), model)
     for rivals, places in _fitted(allocations.allocate(allocation, scores, keep), left).items():
         competing = {name: scores[name] for name in rivals}
         if shape is None:
@@ -119,27 +124,50 @@ def prune(
     return _applied({name: chosen[name] for name in layers}, model)
 
 
+def _with_means(
+    allocation: str | allocations.Allocation,
+    model: nn.Module,
+    data: Any,
+    scores: Mapping[str, Scores],
+    unit: units.Unit,
+) -> allocations.Allocation:
+    """The allocation with a probe of this model, if it measures."""
+    if not allocations.measures(allocation):
+        return allocations.find(allocation)
+    from pruninglab import ladders
+    from pruninglab.distortion import Probe
+
+    def make(levels: Any) -> list[ladders.Ladder]:
+        if isinstance(unit, units.Mixture):
+            return ladders.pattern_ladders(scores, unit.m)
+        return ladders.weight_ladders(scores, levels)
+
+    return allocations.with_means(allocation, probe=lambda: Probe(model, data), ladders=lambda: make)
+
+
+def _mixed(
+    places: Mapping[tuple[str, ...], int], scores: Mapping[str, Scores], unit: units.Mixture, within: Masks | None
+) -> dict[str, Tensor]:
+    """The N best of every M, N being the largest whole number for which a layer's places are enough."""
+    chosen = {}
+    for rivals, count in places.items():
+        shares = top_counts({name: scores[name] for name in rivals}, count) if len(rivals) > 1 else {rivals[0]: count}
+        for name, share in shares.items():
+            n = share * unit.m // scores[name].numel()
+            if not n:
+                raise allocations.BudgetError(f"{share} weights of layer {name!r} are less than 1:{unit.m}")
+            tensor = scores[name].tensor()
+            mask = (
+                torch.ones_like(tensor, dtype=torch.bool) if n == unit.m else units.nm(n, unit.m).choose(tensor, name)
+            )
+            chosen[name] = mask if within is None else mask & within[name].to(mask.device)
+    return chosen
+
+
 def _applied(chosen: dict[str, Tensor], model: nn.Module) -> Masks:
     masks = Masks(chosen)
     masks.apply(model)
     return masks
-
-
-def _scores(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    function: criteria.Criterion,
-    data: Data | None,
-    loss: Loss | None,
-    initial: nn.Module | Mapping[str, Tensor] | None,
-    seed: int | torch.Generator,
-    exclude: Exclude | Iterable[Exclude],
-) -> dict[str, Scores]:
-    """Ask the criterion about each layer, after collecting what it names."""
-    generator = generator_of(seed)
-    wanted = dict.fromkeys(["weight", *(name for name in criteria.needs(function) if name != "generator")])
-    found = collect(model, wanted, data, loss=loss, initial=initial, exclude=exclude)
-    return {name: criteria.score(function, name, found[name], generator) for name in layers}
 
 
 def _budget(
@@ -188,11 +216,6 @@ def check_budget(**amounts: Any) -> tuple[str, float]:
     if isinstance(amount, bool) or not amount > 0:
         raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
     return kind, float(amount)
-
-
-def generator_of(seed: int | torch.Generator) -> torch.Generator:
-    """A generator as it is, or a new one with this seed."""
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
 
 
 def check_sparsity(sparsity: object) -> float:

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruninglab import allocation as allocations
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.batches import Inputs, batches, call
 from pruninglab.blocks import block_masks, bypass, removable, see
-from pruninglab.channels import channel_scores, choose, masks_of, nearest, rank, search
+from pruninglab.channels import Ranking, by_name, channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
-from pruninglab.families import head_families
+from pruninglab.families import Family, head_families
 from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
-from pruninglab.pruning import generator_of
+from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
 from pruninglab.surgery import emptied
 from pruninglab.tasks.training import evaluating
@@ -55,25 +56,17 @@ def prune_structures(
         prunable(model, question.exclude)  # an entry that matches nothing is an error
     if unit.name == "layer":
         return prune_blocks(model, kind, amount, inputs, question)
-    graph = trace(model, traced, question.exclude, whole_heads=unit.name == "head")
-    families = head_families(graph) if unit.name == "head" else graph.families
-    if not families:
-        raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
-    if question.criterion is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights
-        scores = torch.rand(graph.n, generator=generator_of(question.seed), dtype=torch.float64)
-    else:
-        scores = channel_scores(graph, _layer_scores(model, graph, question), unit)
-    if within is not None:
-        scores[emptied(model, within, graph)] = -torch.inf
+    graph, scores, families = scored_channels(model, unit, traced, question, within)
     total = sum(family.channels for family in families)
     cost = None if kind == "sparsity" else _cost(kind, model, graph)
 
     def attempt(multiple_of: int) -> tuple[Tensor, bool]:
         """The channels to remove with widths rounded like this, and whether that is near enough to the budget."""
         rankings = [rank(family, scores, replace(unit, multiple_of=multiple_of)) for family in families]
+        share = _with_means(allocation, model, graph, rankings, question.data)
 
         def pick(n: int) -> Tensor:
-            return choose(graph, rankings, scores, n, allocation)
+            return choose(graph, rankings, scores, n, share)
 
         if cost is None:
             keep = int(total * (1 - amount) + 0.5)
@@ -95,6 +88,40 @@ def prune_structures(
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
+
+
+def scored_channels(
+    model: nn.Module, unit: Structure, example_inputs: Inputs | Graph, question: Question, within: Masks | None = None
+) -> tuple[Graph, Tensor, list[Family]]:
+    """The channels of a model, their scores, (channels,), and the families that can be removed.
+
+    Raises:
+        GraphError: nothing can.
+    """
+    graph = trace(model, example_inputs, question.exclude, whole_heads=unit.name == "head")
+    families = head_families(graph) if unit.name == "head" else graph.families
+    if not families:
+        raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
+    if question.criterion is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights
+        scores = torch.rand(graph.n, generator=generator_of(question.seed), dtype=torch.float64)
+    else:
+        scores = channel_scores(graph, _layer_scores(model, graph, question), unit)
+    if within is not None:
+        scores[emptied(model, within, graph)] = -torch.inf
+    return graph, scores, families
+
+
+def _with_means(
+    allocation: str | Allocation, model: nn.Module, graph: Graph, rankings: list[Ranking], data: Any
+) -> Allocation:
+    """The allocation with a probe of this model, if it measures."""
+    if not allocations.measures(allocation):
+        return allocations.find(allocation)
+    from pruninglab.distortion import Probe
+    from pruninglab.ladders import channel_ladders
+
+    rungs = channel_ladders(model, graph, by_name(rankings))
+    return allocations.with_means(allocation, probe=lambda: Probe(model, data), ladders=lambda: lambda levels: rungs)
 
 
 def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question) -> Masks:

@@ -1,6 +1,7 @@
 """What is removed? Single weights, N of every M, blocks, or rows.
 
-There are three kinds of answer. A `Pattern` decides by itself inside each layer (N of every M: the sparsity follows).
+There are four kinds of answer. A `Pattern` decides by itself inside each layer (N of every M: the sparsity follows); a
+`Mixture` does so with an N for each layer that the allocation chooses.
 A `Grouping` only says which weights go together; whole groups then compete, each with the mean of its weights' scores.
 A `Structure` can be cut out of the network afterwards. Single weights are none of these: they compete as they are.
 """
@@ -56,23 +57,37 @@ class Structure:
     floor: int = 1
 
 
-Unit = Pattern | Grouping | Structure | None
+@dataclass(frozen=True)
+class Mixture:
+    """N of every M with an N for each layer, which the allocation chooses ("n:4")."""
+
+    m: int
+
+    @property
+    def name(self) -> str:
+        return f"n:{self.m}"
 
 
-def find(answer: "str | Pattern | Grouping | Structure") -> Unit:
+Unit = Pattern | Grouping | Structure | Mixture | None
+
+
+def find(answer: "str | Pattern | Grouping | Structure | Mixture") -> Unit:
     """The unit of this name; None stands for single weights.
 
-    Names: "weight", "row", "block" (4×4), "RxC" (a block of R rows and C columns), "N:M" (N kept of every M).
+    Names: "weight", "row", "block" (4×4), "RxC" (a block of R rows and C columns), "N:M" (N kept of every M), "n:M" (N
+    of every M with an N for each layer that the allocation chooses).
 
     Raises:
         ValueError: no unit has this name.
     """
-    if isinstance(answer, (Pattern, Grouping, Structure)):
+    if isinstance(answer, (Pattern, Grouping, Structure, Mixture)):
         return answer
     if answer in STRUCTURES:
         return structure(answer)
     if match := re.fullmatch(r"(\d+):(\d+)", str(answer)):
         return nm(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"n:(\d+)", str(answer)):
+        return mixture(int(match[1]))
     if match := re.fullmatch(r"(\d+)x(\d+)", str(answer)):
         return block(int(match[1]), int(match[2]))
     if answer == "weight":
@@ -81,7 +96,7 @@ def find(answer: "str | Pattern | Grouping | Structure") -> Unit:
         return row()
     if answer == "block":
         return block()
-    raise unknown("unit", answer, ("weight", "row", "block", "4x4", "2:4", "1:4", "4:8", *STRUCTURES))
+    raise unknown("unit", answer, ("weight", "row", "block", "4x4", "2:4", "1:4", "4:8", "n:4", *STRUCTURES))
 
 
 def structure(
@@ -170,6 +185,17 @@ def nm(n: int, m: int, remainder: str = "error") -> Pattern:
         return mask.movedim(-1, 1).contiguous()
 
     return Pattern(f"{n}:{m}" if remainder == "error" else f"{n}:{m} ({remainder})", n / m, choose)
+
+
+def mixture(m: int) -> Mixture:
+    """N kept of every M consecutive weights, with an N from 1 to M for each layer.
+
+    Raises:
+        ValueError: M is less than 2.
+    """
+    if m < 2:
+        raise ValueError(f"N:M needs an M of at least 2, not {m}")
+    return Mixture(m)
 
 
 def _best_of_each(groups: Tensor, n: int) -> Tensor:

@@ -3,10 +3,17 @@
 It is a function `(scores, keep, **options) -> {who: places}`: `scores` are the layers' `Scores`, `keep` is how many
 weights stay in all, and `who` is a layer, or a tuple of layers that compete for the places together.
 Places add up to `keep`. It picks no single weight: `threshold.top_masks` does.
+
+One that must measure names what it measures with: `probe` (a `distortion.Probe` of the model and the data) and
+`ladders` (a function that makes the levels of each layer); `prune` hands these in.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+from pruninglab.allocation import rate_distortion
 from pruninglab.allocation.simple import BudgetError, erk, global_, isomorphic, lamp, uniform
 from pruninglab.criteria import Scores
 from pruninglab.naming import resolve
@@ -20,6 +27,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "isomorphic": isomorphic,
     "erk": erk,
     "lamp": lamp,
+    "rate_distortion": rate_distortion.rate_distortion,
 }
 
 
@@ -30,6 +38,18 @@ def find(answer: str | Allocation) -> Allocation:
         ValueError: no allocation has this name. TypeError: it is neither a name nor a function.
     """
     return resolve("allocation", answer, ALLOCATIONS)
+
+
+def with_means(answer: str | Allocation, **makers: Callable[[], Any]) -> Allocation:
+    """The allocation with what it names to measure with (see above); only what it names is made."""
+    function = find(answer)
+    named = [name for name in makers if name in inspect.signature(function).parameters]
+    return partial(function, **{name: makers[name]() for name in named}) if named else function
+
+
+def measures(answer: str | Allocation) -> bool:
+    """Whether an allocation measures the model, and so needs data."""
+    return "probe" in inspect.signature(find(answer)).parameters
 
 
 def allocate(answer: str | Allocation, scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:
@@ -64,5 +84,8 @@ __all__ = [
     "global_",
     "isomorphic",
     "lamp",
+    "measures",
+    "rate_distortion",
     "uniform",
+    "with_means",
 ]

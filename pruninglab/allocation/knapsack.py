@@ -1,0 +1,159 @@
+"""One option for each row, the least distortion in all, within one budget: the multiple-choice knapsack problem.
+
+Three steps, each of which works on whole arrays (rows, options):
+
+    dual   charge λ for each unit of cost; then every row can choose for itself, and the λ that meets the budget best
+           gives a lower bound that no allocation can beat (Everett 1963; Shoham & Gersho 1988)
+    fill   spend what is left of the budget, the largest gain first: a feasible allocation, an upper bound
+    core   an option's *reduced cost* is what it loses against its row's best at that λ. An allocation better than the
+           upper bound can lose no more in all than the gap between the bounds, so that hardly any options matter;
+           a list of all that is not dominated goes through these (Pisinger 1995 has the idea of such a core)
+
+How large the costs are makes no difference: nothing here has a place for each unit of the budget.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+EPS = 1e-12  # of the value compared: smaller differences are rounding
+LIMIT = 2_000_000  # partial allocations held at a time; beyond, the search gives up its proof
+
+
+@dataclass(frozen=True)
+class Dual:
+    """What the price `slope` says: the best feasible choice at it, and the bound that nothing can beat."""
+
+    slope: float
+    bound: float
+    picks: Ints
+
+
+def dual(costs: Ints, distortions: Floats, budget: int) -> Dual:
+    """The best price, found by secants: each new price is the slope between the last choice below and above budget.
+
+    The budget must allow the cheapest option of each row.
+    """
+    rows = np.arange(len(costs))
+
+    def total(picks: Ints) -> tuple[int, float]:
+        return int(costs[rows, picks].sum()), float(distortions[rows, picks].sum())
+
+    best = _first(distortions, costs)
+    over, least = total(best)
+    if over <= budget:
+        return Dual(0.0, least, best)
+    within = _first(costs, distortions)
+    under, most = total(within)
+    while True:
+        slope = (most - least) / (over - under)
+        picks = (distortions + slope * costs).argmin(1)
+        cost, distortion = total(picks)
+        value = most + slope * under
+        if distortion + slope * cost >= value - EPS * abs(value):
+            return Dual(slope, value - slope * budget, within)
+        if cost <= budget:
+            under, most, within = cost, distortion, picks
+        else:
+            over, least = cost, distortion
+
+
+def _first(values: NDArray[Any], then: NDArray[Any]) -> Ints:
+    """The option of each row with the least value; of equal ones the one with the least of `then`."""
+    return np.where(values == values.min(1, keepdims=True), then, np.inf).argmin(1)
+
+
+def fill(costs: Ints, distortions: Floats, budget: int, picks: Ints) -> Ints:
+    """Spend what a choice leaves of the budget: again and again the one change that gains most."""
+    picks, rows = picks.copy(), np.arange(len(costs))
+    room = budget - int(costs[rows, picks].sum())
+    while True:
+        more = costs - costs[rows, picks][:, None]
+        gain = np.where(more <= room, distortions[rows, picks][:, None] - distortions, 0.0)
+        row, option = divmod(int(gain.argmax()), gain.shape[1])
+        if gain[row, option] <= 0:
+            return picks
+        room -= int(more[row, option])
+        picks[row] = option
+
+
+def core(
+    costs: Ints, distortions: Floats, budget: int, reduced: Floats, radius: float, limit: int
+) -> tuple[Ints | None, bool]:
+    """The best allocation whose reduced costs add up to at most `radius`, if there is one, and whether that is sure.
+
+    Row after row, a list of partial allocations (cost, distortion, sum of reduced costs) is extended by each option
+    that is near enough; those that another one beats in cost and distortion are dropped, and so are those that cannot
+    come within the budget or the radius any more.
+    """
+    alive = reduced <= radius
+    picks, count = alive.argmax(1), alive.sum(1)
+    if not count.all():
+        return None, True
+    settled = np.flatnonzero(count == 1)  # nothing to choose there
+    open_rows = np.flatnonzero(count > 1)
+    open_rows = open_rows[np.argsort(count[open_rows], kind="stable")]
+    cheapest = np.where(alive[open_rows], costs[open_rows], np.iinfo(np.int64).max).min(1)
+    later = np.append(np.cumsum(cheapest[::-1])[::-1], 0)  # what the rows still to come cost at least
+    cost = costs[settled, picks[settled]].sum(keepdims=True)
+    distortion = distortions[settled, picks[settled]].sum(keepdims=True)
+    lost = reduced[settled, picks[settled]].sum(keepdims=True)
+    steps: list[tuple[int, Ints, Ints]] = []
+    for row, rest in zip(open_rows.tolist(), later[1:].tolist(), strict=True):
+        options = np.flatnonzero(alive[row])
+        new_cost = (cost[:, None] + costs[row, options]).ravel()
+        new_lost = (lost[:, None] + reduced[row, options]).ravel()
+        new_distortion = (distortion[:, None] + distortions[row, options]).ravel()
+        left = np.flatnonzero((new_cost <= budget - rest) & (new_lost <= radius))
+        left = left[np.lexsort((new_distortion[left], new_cost[left]))]
+        values = new_distortion[left]
+        left = left[values < np.minimum.accumulate(np.append(np.inf, values[:-1]))]
+        if not len(left):
+            return None, True
+        if len(left) > limit:
+            return None, False
+        cost, distortion, lost = new_cost[left], new_distortion[left], new_lost[left]
+        steps.append((row, options, left))
+    best = int(distortion.argmin())
+    if cost[best] > budget:  # every row was settled
+        return None, True
+    for row, options, left in reversed(steps):
+        best, option = divmod(int(left[best]), len(options))
+        picks[row] = options[option]
+    return picks, True
+
+
+def lagrangian(costs: Ints, distortions: Floats, budget: int) -> tuple[Ints, float, float]:
+    """The dual's choice, filled up: (option of each row, lower bound, slope)."""
+    found = dual(costs, distortions, budget)
+    return fill(costs, distortions, budget, found.picks), found.bound, found.slope
+
+
+def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> tuple[Ints, float, float]:
+    """The optimum: (option of each row, lower bound, slope); the bound is the optimum itself if that was proved.
+
+    The core's radius begins small and grows until it has reached the gap, or what is left of it.
+    """
+    rows = np.arange(len(costs))
+    picks, bound, slope = lagrangian(costs, distortions, budget)
+    charged = distortions + slope * costs
+    reduced = charged - charged.min(1, keepdims=True)
+    value = float(distortions[rows, picks].sum())
+    rounding = EPS * max(abs(value), abs(bound))
+    radius = (value - bound) / 64
+    while value - bound > rounding:
+        radius = min(radius, value - bound)
+        better, sure = core(costs, distortions, budget, reduced, radius + rounding, limit)
+        if not sure:
+            return picks, bound, slope
+        if better is not None and (found := float(distortions[rows, better].sum())) < value:
+            picks, value = better, found
+        if value - bound <= radius + rounding:
+            break
+        radius *= 2.5
+    return picks, value, slope
