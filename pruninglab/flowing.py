@@ -6,21 +6,20 @@ SynFlow's is the sum of outputs when every weight is positive. See `pruninglab.c
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pruninglab.batches import batches, length
+from pruninglab.batches import batches
+from pruninglab.curvature.hvp import hessian_product, mean_gradient, twice_differentiable
 from pruninglab.layers import prunable
-from pruninglab.progress import progress
 from pruninglab.recording import observed
-from pruninglab.statistics import Loss, cross_entropy, run, statistic
+from pruninglab.statistics import Loss, cross_entropy, statistic
 
 Values = dict[str, Tensor]
 LEAK = 0.01  # of the flow: what may get lost on the way before we say so
@@ -63,42 +62,14 @@ def hessian_grad(model: nn.Module, data: Any, loss: Loss = cross_entropy, temper
     def cooled(outputs: Any, y: Any) -> Tensor:
         return loss(tree_map(lambda leaf: leaf / temperature if _is_real(leaf) else leaf, outputs), y)
 
-    def gradient(x: Any, y: Any) -> list[Tensor]:
-        return run(model, x, y, parameters, cooled, True)  # type: ignore[return-value]
-
-    def product(x: Any, y: Any) -> list[Tensor]:
-        grads: list[Any] = run(model, x, y, parameters, cooled, True, differentiable=True)
-        with torch.enable_grad():
-            along = torch.stack([(grad * step).sum() for grad, step in zip(grads, g, strict=True)]).sum()
-        if not along.requires_grad:  # a loss that is linear in all parameters
-            return [torch.zeros_like(parameter) for parameter in parameters]
-        found = torch.autograd.grad(along, parameters, allow_unused=True)
-        return [torch.zeros_like(p) if value is None else value for p, value in zip(parameters, found, strict=True)]
-
     with ExitStack() as undo:
         undo.enter_context(observed(model))
         undo.enter_context(_batch_statistics(model))
-        undo.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
-        for parameter in parameters:
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_()
-        g = [value.to(p.dtype) for p, value in zip(parameters, _mean(gradient, data), strict=True)]
-        found = {id(p): value for p, value in zip(parameters, _mean(product, data), strict=True)}
+        undo.enter_context(twice_differentiable(parameters))
+        g = [v.to(p.dtype) for p, v in zip(parameters, mean_gradient(model, data, parameters, cooled), strict=True)]
+        products = hessian_product(model, data, parameters, g, cooled)
+    found = {id(p): value for p, value in zip(parameters, products, strict=True)}
     return {name: found[id(layer.weight)] for name, layer in layers.items()}
-
-
-def _mean(of_batch: Callable[[Any, Any], list[Tensor]], data: Any) -> list[Tensor]:
-    """The mean over samples of what a function gives for each batch, summed in at least float32."""
-    total: list[Tensor] = []
-    samples = 0
-    for x, y in progress(batches(data), desc="following the gradient", unit="batch"):
-        n = length(x, "inputs")
-        shares = [n * value.to(torch.promote_types(value.dtype, torch.float32)) for value in of_batch(x, y)]
-        total = [a + b for a, b in zip(total, shares, strict=True)] if total else shares
-        samples += n
-    if not samples:
-        raise ValueError("the calibration data are empty: not one sample to follow the gradient with")
-    return [value / samples for value in total]
 
 
 @contextmanager

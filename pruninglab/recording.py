@@ -94,7 +94,7 @@ class Recorder:
     def watch(self, module: nn.Module) -> RemovableHandle:
         def after(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            call = {"x": x.detach(), "written": _writes(x), "layer": module}  # sharers may differ in stride or padding
+            call = {"x": x.detach(), "written": writes(x), "layer": module}  # sharers may differ in stride or padding
             self.calls.append(call)
             if output.requires_grad:
                 output.register_hook(lambda grad: call.update(grad=grad))
@@ -119,7 +119,7 @@ class Recorder:
 
     def _rows(self, calls: list[dict[str, Any]], samples: int, needs: set[str]) -> dict[str, Tensor]:
         """`inputs` and `output_grads`."""
-        if any(_writes(call["x"]) != call["written"] for call in calls):
+        if any(writes(call["x"]) != call["written"] for call in calls):
             raise RuntimeError(
                 f"the model writes into the input of {self.name} in place after the layer has seen it: "
                 "let the model write into a copy, or leave the layer out with exclude"
@@ -165,7 +165,7 @@ class Recorder:
         return tensor.unflatten(0, (samples, -1)).transpose(1, 2)
 
 
-def _writes(x: Tensor) -> int:
+def writes(x: Tensor) -> int:
     """How often a tensor was written into."""
     return 0 if x.is_inference() else x._version
 

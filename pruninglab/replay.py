@@ -8,26 +8,32 @@ called in the same order each time. A model that takes another path on other val
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pruninglab.batches import Inputs, call
-from pruninglab.recording import observed
+from pruninglab.recording import observed, writes
 
 
 @dataclass
 class _Call:
-    """One call of a module: which, the last call made inside it, and what it returned."""
+    """One call of a module: which, the last call made inside it, what it returned, and what it wrote into its inputs.
+
+    `written` is place among the inputs → their values afterwards; `same` the place of an input that was itself returned
+    (`nn.Identity`, ReLU in place).
+    """
 
     module: nn.Module
     last: int = -1
     output: Any = None
+    written: dict[int, Tensor] = field(default_factory=dict)
+    same: int | None = None
 
 
 class Replay:
@@ -113,8 +119,12 @@ class Replay:
         if self.when < 0:  # the first pass
             made = _Call(module)
             self.calls.append(made)
+            given = _tensors(args, kwargs)
+            before = [writes(x) for x in given]
             output = forward(*args, **kwargs)
             made.last, made.output = len(self.calls) - 1, _copied(output)
+            made.written = {i: x.clone() for i, x in enumerate(given) if writes(x) != before[i]}
+            made.same = next((i for i, x in enumerate(given) if x is output), None)
             return output
         if self.now >= self.when:  # everything from here on is new
             return forward(*args, **kwargs)
@@ -123,9 +133,16 @@ class Replay:
             raise RuntimeError(f"{type(self.model).__name__} does not call its modules in the same order each time")
         if made.last < self.when:
             self.now = made.last + 1
-            return _copied(made.output)
+            given = _tensors(args, kwargs)
+            for i, values in made.written.items():
+                given[i].copy_(values)
+            return _copied(made.output) if made.same is None else given[made.same]
         self.now += 1
         return forward(*args, **kwargs)
+
+
+def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _copied(output: Any) -> Any:

@@ -3,7 +3,7 @@
 from pruninglab.criteria.activations import wanda
 from pruninglab.criteria.base import CRITERIA, Criterion, Scores, criterion, find, needs, score
 from pruninglab.criteria.blocks import block_influence
-from pruninglab.criteria.curvature import obd
+from pruninglab.criteria.curvature import obd, obs, woodfisher
 from pruninglab.criteria.filters import (
     beta_rank,
     fpgm,
@@ -38,6 +38,7 @@ __all__ = [
     "magnitude",
     "needs",
     "obd",
+    "obs",
     "random",
     "relevance_filter",
     "relevance_filter_alphabeta",
@@ -49,4 +50,5 @@ __all__ = [
     "taylor",
     "taylor_filter",
     "wanda",
+    "woodfisher",
 ]

@@ -13,6 +13,7 @@ from pruninglab.masks import Masks
 from pruninglab.naming import lookup
 from pruninglab.recipes.ap import ap
 from pruninglab.recipes.bip import bip
+from pruninglab.recipes.icbs import icbs
 from pruninglab.recipes.lapp import lapp
 from pruninglab.recipes.obspa import obspa
 from pruninglab.recipes.polarize import polarize
@@ -23,6 +24,7 @@ Recipe = Callable[..., Masks]
 RECIPES: dict[str, Recipe] = {
     "ap": ap,
     "bip": bip,
+    "icbs": icbs,
     "lapp": lapp,
     "obspa": obspa,
     "polarize": polarize,
@@ -39,4 +41,4 @@ def recipe(name: str) -> Recipe:
     return lookup("recipe", name, RECIPES)
 
 
-__all__ = ["RECIPES", "Recipe", "ap", "bip", "lapp", "obspa", "polarize", "precrop", "recipe"]
+__all__ = ["RECIPES", "Recipe", "ap", "bip", "icbs", "lapp", "obspa", "polarize", "precrop", "recipe"]

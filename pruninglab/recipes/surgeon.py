@@ -2,19 +2,15 @@
 
 The outputs Y = X Wᵀ are to stay. With H = XᵀX, ‖X W'ᵀ − X Wᵀ‖² = tr((W' − W) H (W' − W)ᵀ) is quadratic, so that the
 answer of Hassibi & Stork (1993) is exact. A convolution's input channel has a column for each position of the kernel.
+What removes single weights is in `pruninglab.curvature.obs`; here whole columns go, for all outputs at once.
 """
 
 import torch
 from torch import Tensor
 
+from pruninglab.curvature.obs import damped, eliminate, obs_update
 
-def damped(moments: Tensor, inputs: int, damping: float) -> Tensor:
-    """H + λ I with λ = damping · mean(x²), (g, d, d). A bias's constant input is not damped: it is known."""
-    diagonal = moments.diagonal(dim1=-2, dim2=-1)[:, :inputs]
-    size = diagonal.mean()
-    ridge = torch.zeros_like(moments[0].diagonal())
-    ridge[:inputs] = damping * (size if size > 0 else 1.0)  # inputs that are always 0 may have any weight
-    return moments + torch.diag(ridge)
+__all__ = ["damped", "obs_update", "removal_costs", "removal_order"]
 
 
 def removal_costs(weight: Tensor, inverse: Tensor, channels: int) -> Tensor:
@@ -50,11 +46,7 @@ def removal_order(weight: Tensor, hessian: Tensor, channels: int) -> Tensor:
         costs = removal_costs(weight, inverse, channels)
         channel = costs.masked_fill(order > 0, torch.inf).argmin()
         order[channel] = step
-        gone = places[channel]
-        rows = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # [H⁻¹]_SS⁻¹ H⁻¹_S:
-        weight -= weight[:, gone] @ rows
-        inverse -= inverse[:, gone] @ rows
-        weight[:, gone] = inverse[:, gone] = inverse[gone] = 0  # not only nearly
+        eliminate(weight, inverse, places[channel])
     return order
 
 
@@ -62,21 +54,3 @@ def _places(weight: Tensor, channels: int) -> Tensor:
     """The columns of each channel; a constant input may follow them."""
     width = weight.shape[1] // channels
     return torch.arange(channels * width, device=weight.device).view(channels, width)
-
-
-def obs_update(weight: Tensor, hessian: Tensor, gone: Tensor) -> Tensor:
-    """The weights that keep Y = X Wᵀ best without some of the inputs: those columns zero, the others updated.
-
-    The minimum of tr((W' − W) H (W' − W)ᵀ), W'_R = W_R + W_S H_SR H_RR⁻¹ for the columns S that go and R that stay:
-    what optimal brain surgeon comes to if it removes the columns one by one.
-
-    Args:
-        weight: W, (outputs, d).
-        hessian: H, (d, d), positive definite.
-        gone: which inputs go, (d,) bool.
-    """
-    stay = ~gone
-    result = torch.zeros_like(weight)
-    share = torch.linalg.solve(hessian[stay][:, stay], hessian[stay][:, gone])  # H_RR⁻¹ H_RS
-    result[:, stay] = weight[:, stay] + weight[:, gone] @ share.mT
-    return result
