@@ -24,7 +24,7 @@ from pruninglab.fingerprint import fingerprint
 from pruninglab.layers import Exclude, entries
 from pruninglab.masks import Masks
 from pruninglab.naming import label, resolve, whole
-from pruninglab.progress import progress
+from pruninglab.progress import progress, quietly
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery
 from pruninglab.schedules import SCHEDULES, Schedule, one_shot
@@ -266,7 +266,8 @@ def _run(run: Run) -> dict[str, Any]:
 
     train = _Train(model, task, run.seed)
     start = clock()
-    masks = run.schedule(run.sparsity, prune_to, train)
+    with quietly():
+        masks = run.schedule(run.sparsity, prune_to, train)
     pruned = clock()
     row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
     row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}

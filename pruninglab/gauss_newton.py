@@ -18,7 +18,7 @@ from pruninglab.ladders import Ladder
 from pruninglab.layers import Layer, prunable
 from pruninglab.outputs import aggregator, outputs
 from pruninglab.progress import progress
-from pruninglab.recording import Recorder, observed, recording
+from pruninglab.recording import observed, recording
 from pruninglab.statistics import PIECE, Data, reject_silent
 
 PROBES = 16  # more outputs than this are not asked one by one, but so many times all together, with random signs
@@ -59,20 +59,23 @@ def gauss_newton(
     own = {ladder.name: layers[ladder.name] for ladder in ladders}
     generator = torch.Generator().manual_seed(seed)
     found: list[list[Tensor]] = [[] for _ in ladders]  # per batch: (samples, levels)
-    with observed(model, gradients=True), recording(model, own) as recorders:
+    with observed(model, gradients=True), torch.enable_grad(), recording(model, own) as recorders:
         for b, (x, _) in enumerate(progress(batches(data), desc="Gauss–Newton", unit="batch")):
             n, y = length(x, "inputs"), outputs(call(model, x))
             off = torch.zeros_like(y) if reference is None else y.detach() - reference[b]
             reject_silent(recorders)
             calls = {name: list(recorder.calls) for name, recorder in recorders.items()}
+            inputs = {name: recorder.take(n, {"inputs"})["inputs"] for name, recorder in recorders.items()}
             directions = _directions(y.shape[1], probes, generator)
             squares = [torch.zeros(n, len(ladder.kept), dtype=torch.float64) for ladder in ladders]
             for v in directions.to(y):
                 weights = [layer.weight for layer in own.values()]
                 torch.autograd.grad((y @ v).sum(), weights, retain_graph=True, allow_unused=True)
                 for square, ladder in zip(squares, ladders, strict=True):
-                    recorders[ladder.name].calls = list(calls[ladder.name])
-                    moved = _moved(recorders[ladder.name], own[ladder.name], ladder, n, diagonal)
+                    recorder = recorders[ladder.name]
+                    recorder.calls = list(calls[ladder.name])
+                    grads = recorder.take(n, {"output_grads"})["output_grads"] / n  # of the sum, not of the mean
+                    moved = _moved(own[ladder.name], ladder, inputs[ladder.name], grads, diagonal)
                     before = (off @ v).double().cpu()[:, None]
                     square += moved + before.square() if diagonal else (moved + before).square()
             for parts, square in zip(found, squares, strict=True):
@@ -91,18 +94,22 @@ def _directions(width: int, probes: int, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, (probes, width), generator=generator) * 2.0 - 1) / probes**0.5
 
 
-def _moved(recorder: Recorder, layer: Layer, ladder: Ladder, samples: int, diagonal: bool) -> Tensor:
-    """vᵀ J Δ of each sample at each level, (samples, levels) float64; the sum of its squared parts if asked."""
-    taken = recorder.take(samples, {"inputs", "output_grads"})
-    inputs, grads = taken["inputs"], taken["output_grads"] / samples  # of the sum, not of the mean
-    weight = layer.weight.detach()  # what is gone already is zero
-    levels = ladder.removed_at[ladder.name].flatten().long()
-    step, shares = max(1, PIECE // weight.numel()), []
+def _moved(layer: Layer, ladder: Ladder, inputs: Tensor, grads: Tensor, diagonal: bool) -> Tensor:
+    """vᵀ J Δ of each sample at each level, (samples, levels) float64; the sum of its squared parts if asked.
+
+    Args:
+        layer: the layer.
+        ladder: its levels.
+        inputs: (g, n, t, d).
+        grads: vᵀ times the derivative by the layer's outputs, (g, n, t, o).
+        diagonal: whether weights are taken one by one.
+    """
+    weight = layer.weight.detach().flatten()  # what is gone already is zero
+    levels = ladder.removed_at[ladder.name].flatten().to(weight.device, torch.int64)
+    step, shares = max(1, PIECE // len(weight)), []
     for a, g in zip(inputs.split(step, 1), grads.split(step, 1), strict=True):
-        moves = (g.mT @ a).movedim(1, 0).reshape(a.shape[1], -1) * -weight.flatten()  # (samples, weights)
-        if diagonal:
-            moves = moves.square()
-        bins = moves.new_zeros(len(moves), len(ladder.kept) + 1, dtype=torch.float64)
-        bins.index_add_(1, levels.to(moves.device), moves.double())
-        shares.append(bins[:, :-1].cumsum(1).cpu())
+        moves = (g.mT @ a).movedim(1, 0).reshape(a.shape[1], -1) * -weight  # (samples, weights)
+        bins = moves.new_zeros(len(moves), len(ladder.kept) + 1)
+        bins.index_add_(1, levels, moves.square() if diagonal else moves)
+        shares.append(bins[:, :-1].double().cumsum(1).cpu())
     return torch.cat(shares)

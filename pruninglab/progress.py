@@ -23,10 +23,11 @@ def progress(iterable: Iterable[T] | None = None, *, delay: float = 2, **options
 _quiet = False
 
 
-def say(text: str) -> None:
-    """A line about what was found, to where the bars go; nothing while `quietly` is at work."""
+def say(text: str) -> bool:
+    """A line about what was found, to where the bars go; nothing while `quietly` is at work. Whether it was said."""
     if not _quiet:
         print(text, file=sys.stdout if "ipykernel" in sys.modules else sys.stderr)
+    return not _quiet
 
 
 @contextmanager

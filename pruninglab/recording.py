@@ -94,7 +94,8 @@ class Recorder:
     def watch(self, module: nn.Module) -> RemovableHandle:
         def after(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            call = {"x": x.detach(), "written": writes(x), "layer": module}  # sharers may differ in stride or padding
+            # Sharers may differ in stride or padding, so each call has its own layer.
+            call = {"x": x.detach(), "written": writes(x), "layer": module, "outputs": output.shape}
             self.calls.append(call)
             if output.requires_grad:
                 output.register_hook(lambda grad: call.update(grad=grad))
@@ -124,22 +125,18 @@ class Recorder:
                 f"the model writes into the input of {self.name} in place after the layer has seen it: "
                 "let the model write into a copy, or leave the layer out with exclude"
             )
-        inputs = [self._by_sample(patches(call["layer"], call["x"]), samples) for call in calls]
-        shapes = [tuple(call["x"].shape) for x, call in zip(inputs, calls, strict=True) if x.shape[1] != samples]
-        if shapes and "output_grads" in needs:
-            raise ValueError(
-                f"{self.name} saw inputs of shape {shapes[0]} in a batch of {samples} samples: gradients of single "
-                "samples need layers that see the samples in the first dimension (batch_first=True?)"
-            )
-        taken = {"inputs": torch.cat(inputs, 2)}
+        taken: dict[str, Tensor] = {}
+        if "inputs" in needs:
+            inputs = [self._by_sample(patches(call["layer"], call["x"]), samples) for call in calls]
+            taken["inputs"] = torch.cat(inputs, 2)
         if "output_grads" in needs:
-            width = self.layer.weight.shape[0] // len(inputs[0])
-            grads = [
-                x.new_zeros(*x.shape[:3], width)  # a call that the loss does not depend on
-                if "grad" not in call
-                else self._by_sample(outputs_by_position(call["layer"], call["grad"]), samples)
-                for x, call in zip(inputs, calls, strict=True)
-            ]
+            grads = [self._by_sample(outputs_by_position(call["layer"], _grad(call)), samples) for call in calls]
+            shapes = [tuple(call["x"].shape) for g, call in zip(grads, calls, strict=True) if g.shape[1] != samples]
+            if shapes:
+                raise ValueError(
+                    f"{self.name} saw inputs of shape {shapes[0]} in a batch of {samples} samples: gradients of single "
+                    "samples need layers that see the samples in the first dimension (batch_first=True?)"
+                )
             taken["output_grads"] = torch.cat(grads, 2) * samples  # of each sample's own loss, not of the mean
         return taken
 
@@ -163,6 +160,11 @@ class Recorder:
                 "maps need layers that see the samples in the first dimension (batch_first=True?)"
             )
         return tensor.unflatten(0, (samples, -1)).transpose(1, 2)
+
+
+def _grad(call: Mapping[str, Any]) -> Tensor:
+    """The gradient of a call's output: zero for one that the loss does not depend on."""
+    return call["grad"] if "grad" in call else call["x"].new_zeros(call["outputs"])
 
 
 def writes(x: Tensor) -> int:

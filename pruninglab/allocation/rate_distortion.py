@@ -172,19 +172,20 @@ def rate_distortion(
         found = solve(costs, [curve[level:] - now for curve, level in zip(curves, at, strict=True)], budget, solver)
         at = [level + more for level, more in zip(at, found.levels, strict=True)]
         predicted = now + found.distortion
-    _compare(predicted, probe.distortion(rungs, at, aggregate))
+    _compare(predicted, probe.distortion(rungs, at, aggregate), rounds)
     return _spent(rungs, at, curves, keep)
 
 
-def _compare(predicted: float, true: float) -> None:
+def _compare(predicted: float, true: float, rounds: int = 1) -> None:
     """Say how far the sum of the curves is from the truth, and warn if that is far."""
     ratio = predicted / true if true else 1.0
-    say(f"rate–distortion: the curves predict {predicted:.3g}, the true distortion is {true:.3g} (ratio {ratio:.2f})")
-    if not 1 / ADDITIVE <= ratio <= ADDITIVE:
+    line = f"rate–distortion: the curves predict {predicted:.3g}, the true distortion is {true:.3g} (ratio {ratio:.2f})"
+    if say(line) and not 1 / ADDITIVE <= ratio <= ADDITIVE:
         warnings.warn(
-            f"predicted distortion is {ratio:.2f} times the true one: the layers' distortions no longer add up here, "
-            "so the allocation may be poor. Prune in rounds that measure anew: partial(rate_distortion, rounds=5)",
-            stacklevel=3,
+            f"the predicted distortion is {ratio:.2f} times the true one: at this sparsity the distortions of layers "
+            "do not add up, so the allocation may be poor. Measure anew in more rounds: "
+            f"partial(rate_distortion, rounds={max(5, 2 * rounds)})",
+            stacklevel=5,
         )
 
 

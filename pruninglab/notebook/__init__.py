@@ -16,6 +16,7 @@ from pruninglab.notebook.plots import (
     plot_tradeoff,
 )
 from pruninglab.notebook.predictions import predict
+from pruninglab.notebook.rate_plots import draw_agreement, draw_distortions, draw_price
 from pruninglab.notebook.reading import roadmap, source, start
 from pruninglab.notebook.structured_plots import draw_groups, draw_widths
 from pruninglab.notebook.tables import by_seed, means
@@ -27,13 +28,16 @@ __all__ = [
     "canvas",
     "check",
     "claim",
+    "draw_agreement",
     "draw_bars",
     "draw_curves",
+    "draw_distortions",
     "draw_groups",
     "draw_images",
     "draw_lines",
     "draw_masks",
     "draw_numbers",
+    "draw_price",
     "draw_pruning",
     "draw_scores",
     "draw_weights",

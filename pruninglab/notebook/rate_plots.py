@@ -47,15 +47,15 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     seen = distortion < top
     ax.scatter(cost[seen], distortion[seen], s=3, color=GREY, alpha=0.25, linewidths=0, rasterized=True)
     ends = np.array([0, cost.max()])
-    ax.plot(ends, value - price * (ends - at), color=BLUE, label="equal distortion + price × cost")
-    ax.plot([at], [value], "o", color=BLUE, markersize=9, label="what the price chooses")
-    ax.plot([best.cost], [best.distortion], "D", color=ORANGE, label="optimum within the budget")
+    ax.plot(ends, value - price * (ends - at), color=BLUE, label="equally good at this price")
+    ax.plot([at], [value], "o", color=BLUE, markersize=9, label="chosen")
+    ax.plot([best.cost], [best.distortion], "D", color=ORANGE, label="optimum")
     ax.axvline(budget, color=GREY, linestyle="--", linewidth=1)
-    ax.annotate("budget", (budget, top), (3, -10), textcoords="offset points", color=GREY)
+    ax.annotate("budget", (budget, 0), (-40, 4), textcoords="offset points", color=GREY)
     ax.set(ylim=(0, top), xlim=(0, cost.max()))
     ax.set_xlabel("weights kept", color=GREY)
     ax.set_ylabel("sum of distortions", color=GREY)
-    legend(ax)
+    legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     verdict = "within" if at <= budget else "over"
     text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}"
     text += f", optimum {best.distortion:.3g}"
