@@ -62,7 +62,8 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     set_up()
     if options.what == "test":
-        return run("-m", "pytest", *(["-m", "slow or not slow"] if options.slow else []), *rest)
+        shared = ["-n", "2", "--dist", "loadfile"]  # two processes; a notebook's cells stay in one of them
+        return run("-m", "pytest", *shared, *(["-m", "slow or not slow"] if options.slow else []), *rest)
     if options.what == "book":
         return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
     if options.what == "open":

@@ -86,6 +86,9 @@ def test_a_failed_set_up_says_so_and_is_tried_again(tmp_path, monkeypatch):
     assert not (tmp_path / "stamp").exists()
 
 
+SHARED = ["-n", "2", "--dist", "loadfile"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -94,9 +97,9 @@ def test_a_failed_set_up_says_so_and_is_tried_again(tmp_path, monkeypatch):
             ["open", "--no-browser"],
             ["-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", "--no-browser"],
         ),
-        (["test"], ["-m", "pytest"]),
-        (["test", "-k", "masks"], ["-m", "pytest", "-k", "masks"]),
-        (["test", "--slow"], ["-m", "pytest", "-m", "slow or not slow"]),
+        (["test"], ["-m", "pytest", *SHARED]),
+        (["test", "-k", "masks"], ["-m", "pytest", *SHARED, "-k", "masks"]),
+        (["test", "--slow"], ["-m", "pytest", *SHARED, "-m", "slow or not slow"]),
         (["book", "--fast"], ["-m", "pruninglab", "book", "--fast"]),
     ],
 )
