@@ -18,6 +18,7 @@ from pruninglab.families import Family, head_families
 from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
+from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
 from pruninglab.surgery import emptied
@@ -72,7 +73,8 @@ def prune_structures(
             keep = int(total * (1 - amount) + 0.5)
             removed = pick(keep)
             return removed, abs(total - int(removed.sum()) - keep) <= max(max(r.sizes) for r in rankings)
-        removed = search(cost, pick, sum(ranking.least for ranking in rankings), total, amount)
+        with quietly():
+            removed = search(cost, pick, sum(ranking.least for ranking in rankings), total, amount)
         if abs(cost(removed) - amount) > CLOSE * amount:
             removed = nearest(cost, rankings, removed, amount)
         return removed, abs(cost(removed) - amount) <= CLOSE * amount

@@ -6,8 +6,9 @@ Three steps, each of which works on whole arrays (rows, options):
            gives a lower bound that no allocation can beat (Everett 1963; Shoham & Gersho 1988)
     fill   spend what is left of the budget, the largest gain first: a feasible allocation, an upper bound
     core   an option's *reduced cost* is what it loses against its row's best at that λ. An allocation better than the
-           upper bound can lose no more in all than the gap between the bounds, so that hardly any options matter;
-           a list of all that is not dominated goes through these (Pisinger 1995 has the idea of such a core)
+           upper bound can lose no more in all, unused budget included, than the gap between the bounds, so that hardly
+           any options matter; a list of all that is not dominated goes through these (Pisinger 1995 has the idea of
+           such a core)
 
 How large the costs are makes no difference: nothing here has a place for each unit of the budget.
 """
@@ -83,13 +84,15 @@ def fill(costs: Ints, distortions: Floats, budget: int, picks: Ints) -> Ints:
 
 
 def core(
-    costs: Ints, distortions: Floats, budget: int, reduced: Floats, radius: float, limit: int
+    costs: Ints, distortions: Floats, budget: int, reduced: Floats, slope: float, radius: float, limit: int
 ) -> tuple[Ints | None, bool]:
-    """The best allocation whose reduced costs add up to at most `radius`, if there is one, and whether that is sure.
+    """The best allocation that is at most `radius` above the dual's bound, if there is one, and whether that is sure.
 
-    Row after row, a list of partial allocations (cost, distortion, sum of reduced costs) is extended by each option
-    that is near enough; those that another one beats in cost and distortion are dropped, and so are those that cannot
-    come within the budget or the radius any more.
+    An allocation is above the bound by the sum of its reduced costs, and by `slope` for each unit of the budget that it
+    leaves. Row after row, a list of partial allocations (cost, distortion, sum of reduced costs) is extended by each
+    option that is near enough. Those that another one beats in cost and distortion are dropped, and so are those that
+    must end up above the budget, or too far above the bound whatever follows. Rows whose options differ most in cost
+    come first, for then few ways to end up are left soon.
     """
     alive = reduced <= radius
     picks, count = alive.argmax(1), alive.sum(1)
@@ -97,33 +100,36 @@ def core(
         return None, True
     settled = np.flatnonzero(count == 1)  # nothing to choose there
     open_rows = np.flatnonzero(count > 1)
-    open_rows = open_rows[np.argsort(count[open_rows], kind="stable")]
     cheapest = np.where(alive[open_rows], costs[open_rows], np.iinfo(np.int64).max).min(1)
-    later = np.append(np.cumsum(cheapest[::-1])[::-1], 0)  # what the rows still to come cost at least
+    dearest = np.where(alive[open_rows], costs[open_rows], 0).max(1)
+    order = np.argsort(cheapest - dearest, kind="stable")
+    open_rows = open_rows[order]
+    least, most = (np.append(np.cumsum(ends[order][::-1])[::-1], 0) for ends in (cheapest, dearest))  # still to come
     cost = costs[settled, picks[settled]].sum(keepdims=True)
     distortion = distortions[settled, picks[settled]].sum(keepdims=True)
     lost = reduced[settled, picks[settled]].sum(keepdims=True)
-    steps: list[tuple[int, Ints, Ints]] = []
-    for row, rest in zip(open_rows.tolist(), later[1:].tolist(), strict=True):
-        options = np.flatnonzero(alive[row])
-        new_cost = (cost[:, None] + costs[row, options]).ravel()
-        new_lost = (lost[:, None] + reduced[row, options]).ravel()
-        new_distortion = (distortion[:, None] + distortions[row, options]).ravel()
-        left = np.flatnonzero((new_cost <= budget - rest) & (new_lost <= radius))
-        left = left[np.lexsort((new_distortion[left], new_cost[left]))]
-        values = new_distortion[left]
-        left = left[values < np.minimum.accumulate(np.append(np.inf, values[:-1]))]
+    steps: list[tuple[int, Ints, Ints, int]] = []
+    for row, low, high in zip(open_rows.tolist(), least[1:].tolist(), most[1:].tolist(), strict=True):
+        options, n = np.flatnonzero(alive[row]), len(cost)
+        new_cost = np.add.outer(costs[row, options], cost).ravel()
+        new_lost = np.add.outer(reduced[row, options], lost).ravel()
+        room = budget - new_cost
+        left = np.flatnonzero((room >= low) & (new_lost + slope * np.maximum(room - high, 0) <= radius))
         if not len(left):
             return None, True
+        left = left[new_cost[left].argsort(kind="stable")]  # which is quick on what is sorted in parts
+        values = np.add.outer(distortions[row, options], distortion).ravel()[left]
+        best = values < np.minimum.accumulate(np.append(np.inf, values[:-1]))
+        left, distortion = left[best], values[best]
         if len(left) > limit:
             return None, False
-        cost, distortion, lost = new_cost[left], new_distortion[left], new_lost[left]
-        steps.append((row, options, left))
-    best = int(distortion.argmin())
-    if cost[best] > budget:  # every row was settled
+        cost, lost = new_cost[left], new_lost[left]
+        steps.append((row, options, left, n))
+    best_end = int(distortion.argmin())
+    if cost[best_end] > budget:  # every row was settled
         return None, True
-    for row, options, left in reversed(steps):
-        best, option = divmod(int(left[best]), len(options))
+    for row, options, left, n in reversed(steps):
+        option, best_end = divmod(int(left[best_end]), n)
         picks[row] = options[option]
     return picks, True
 
@@ -145,15 +151,15 @@ def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> 
     reduced = charged - charged.min(1, keepdims=True)
     value = float(distortions[rows, picks].sum())
     rounding = EPS * max(abs(value), abs(bound))
-    radius = (value - bound) / 64
+    radius = (value - bound) / 16
     while value - bound > rounding:
         radius = min(radius, value - bound)
-        better, sure = core(costs, distortions, budget, reduced, radius + rounding, limit)
+        better, sure = core(costs, distortions, budget, reduced, slope, radius + rounding, limit)
         if not sure:
             return picks, bound, slope
         if better is not None and (found := float(distortions[rows, better].sum())) < value:
             picks, value = better, found
         if value - bound <= radius + rounding:
             break
-        radius *= 2.5
+        radius *= 2
     return picks, value, slope

@@ -90,16 +90,18 @@ def _tables(costs: Iterable[Any], distortions: Iterable[Any]) -> tuple[knapsack.
     for place, (price, pain) in enumerate(zip(prices, pains, strict=True)):
         if price.ndim != 1 or price.shape != pain.shape or not len(price):
             raise ValueError(f"layer {place} has costs of shape {price.shape} and distortions of shape {pain.shape}")
-        if not np.issubdtype(price.dtype, np.integer):
+        if price.dtype.kind not in "iu":
             raise TypeError(f"costs must be whole numbers; layer {place} has {price.dtype}: round them, or scale them")
-        if price.min() < 0:
-            raise ValueError(f"costs must be 0 or more; layer {place} has {price.min()}")
-        if not np.isfinite(pain).all():
-            raise ValueError(f"the distortions of layer {place} are not finite: {pain[~np.isfinite(pain)][0]}")
-    longest = np.arange(max(map(len, prices)))
-    places = np.minimum(longest, np.array([[len(row) - 1] for row in prices]))
-    starts = np.cumsum([0, *(len(row) for row in prices[:-1])])[:, None]
-    return np.concatenate(prices).astype(np.int64)[starts + places], np.concatenate(pains)[starts + places]
+    lengths = [len(row) for row in prices]
+    owner = np.repeat(np.arange(len(prices)), lengths)
+    price, pain = np.concatenate(prices).astype(np.int64), np.concatenate(pains)
+    for wrong, what in ((price < 0, "a negative cost"), (~np.isfinite(pain), "a distortion that is not finite")):
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise ValueError(f"layer {owner[first]} has {what}: cost {price[first]}, distortion {pain[first]}")
+    places = np.minimum(np.arange(max(lengths)), np.array(lengths)[:, None] - 1)
+    places += np.cumsum([0, *lengths[:-1]])[:, None]
+    return price[places], pain[places]
 
 
 class Ladder(Protocol):
