@@ -13,11 +13,13 @@ from pruninglab.statistics import collect, statistic
 from pruninglab.tasks import task
 
 if TYPE_CHECKING:
+    from pruninglab.curves import distortion_curves
     from pruninglab.graph import channel_groups
     from pruninglab.recipes import recipe
     from pruninglab.surgery import slim
 
-_LATER = {"channel_groups": "graph", "recipe": "recipes", "slim": "surgery"}  # imported when they are asked for
+# Imported when they are asked for.
+_LATER = {"channel_groups": "graph", "distortion_curves": "curves", "recipe": "recipes", "slim": "surgery"}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "collect",
     "compare",
     "criterion",
+    "distortion_curves",
     "find_sparsity",
     "prune",
     "recipe",

@@ -11,6 +11,7 @@ from pruninglab import tasks, units
 from pruninglab.allocation import BudgetError
 from pruninglab.masks import Masks
 from pruninglab.naming import resolve, whole
+from pruninglab.progress import quietly
 from pruninglab.pruning import prune
 from pruninglab.recovery import RECOVERIES, Recovery
 from pruninglab.tasks import Task
@@ -77,7 +78,8 @@ def find_sparsity(
     def try_out(sparsity: float) -> Masks | None:
         trial = copy.deepcopy(model)
         try:
-            masks = prune(trial, sparsity=sparsity, seed=seed, **how)
+            with quietly():
+                masks = prune(trial, sparsity=sparsity, seed=seed, **how)
         except BudgetError:  # no weight, or not enough for the floors, would be left: too far
             trials.append({"sparsity": sparsity, "achieved": math.nan, "accuracy": math.nan, "holds": False})
             return None
