@@ -1,10 +1,11 @@
 """Rate–distortion curves of a network: what each layer costs at each level, and what it does to the outputs."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from pruninglab import criteria, units
@@ -64,16 +65,38 @@ class Curves:
         """What everything costs while nothing is pruned."""
         return int(sum(costs[0] for costs in self.costs(cost)))
 
-    def solve(self, budget: float, cost: str = "kept", solver: str = "exact") -> Solution:
-        """The levels with the least sum of distortions that cost at most a fraction of `total(cost)`.
+    def solve(self, keep: float, cost: str = "kept", solver: str = "exact") -> Solution:
+        """The levels with the least sum of distortions of which the cost is at most a fraction of `total(cost)`.
 
         Raises:
-            ValueError: `budget` is not in (0, 1], or as `allocation.rate_distortion.solve` says.
+            ValueError: `keep` is not in (0, 1], or as `allocation.rate_distortion.solve` says.
         """
-        if not 0 < budget <= 1:
-            raise ValueError(f"budget is the fraction of {cost} that may stay, in (0, 1], not {budget}")
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is the fraction of {cost} that may stay, in (0, 1], not {keep}")
         costs = self.costs(cost)
-        return solve(costs, list(self.distortion.values()), int(budget * self.total(cost) + 1e-6), solver)
+        return solve(costs, list(self.distortion.values()), int(keep * self.total(cost) + 1e-6), solver)
+
+    def at_random(self, keep: float, seed: int = 0) -> tuple[int, ...]:
+        """Levels drawn at random that keep as near to a fraction of all weights as one shift of all of them comes.
+
+        A layer's share removed is 1 / (1 + e^−z) with z normal; the same number is added to every z.
+        """
+        z = np.random.default_rng(seed).normal(scale=0.7, size=len(self.ladders))
+
+        def levels(shift: float) -> tuple[int, ...]:
+            gone = 1 / (1 + np.exp(-z - shift))
+            return tuple(round((len(ladder.kept) - 1) * g) for ladder, g in zip(self.ladders, gone, strict=True))
+
+        low, high = -20.0, 20.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            kept = sum(int(ladder.kept[k]) for ladder, k in zip(self.ladders, levels(middle), strict=True))
+            low, high = (middle, high) if kept > keep * self.total() else (low, middle)
+        return levels(high)
+
+    def predicted(self, levels: Sequence[int]) -> float:
+        """The sum of distortions at these levels: the true one, if those of the layers add up."""
+        return float(sum(d[k] for d, k in zip(self.distortion.values(), levels, strict=True)))
 
     def masks(self, solution: Solution) -> Masks:
         """The masks of a choice of levels; they are not applied to anything."""

@@ -45,9 +45,11 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     figure, ax = canvas(width=7, height=3.8)
     top = 4 * best.distortion
     seen = distortion < top
-    ax.scatter(cost[seen], distortion[seen], s=3, color=GREY, alpha=0.25, linewidths=0, rasterized=True)
+    ax.scatter(cost[seen], distortion[seen], s=4, color=GREY, alpha=0.5, linewidths=0, rasterized=True)
+    ax.plot(*_corners(costs, distortions), ".-", color=GREY, linewidth=1, label="hull and its corners")
     ends = np.array([0, cost.max()])
     ax.plot(ends, value - price * (ends - at), color=BLUE, label="equally good at this price")
+    ax.plot([budget], [value - price * (budget - at)], "^", color=BLUE, fillstyle="none", markersize=8, label="bound")
     ax.plot([at], [value], "o", color=BLUE, markersize=9, label="chosen")
     ax.plot([best.cost], [best.distortion], "D", color=ORANGE, label="optimum")
     ax.axvline(budget, color=GREY, linestyle="--", linewidth=1)
@@ -60,6 +62,17 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}"
     text += f", optimum {best.distortion:.3g}"
     return Picture(figure, f"All allocations as points, cost against distortion. The price {price:.3g} {text}"), text
+
+
+def _corners(costs: Sequence[Any], distortions: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """What prices choose, from the dearest weight to the cheapest: costs and distortions."""
+    found = set()
+    for price in np.geomspace(1e-9, 1e3, 2000):
+        picks = [int(np.argmin(np.asarray(d) + price * np.asarray(c))) for c, d in zip(costs, distortions, strict=True)]
+        sums = (sum(float(row[k]) for row, k in zip(rows, picks, strict=True)) for rows in (costs, distortions))
+        found.add(tuple(sums))
+    ordered = sorted(found)
+    return [c for c, _ in ordered], [d for _, d in ordered]
 
 
 def draw_agreement(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], alt: str) -> Picture:
