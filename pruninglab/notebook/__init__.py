@@ -1,7 +1,9 @@
 """What chapters use: pictures, predictions, exercises, claims, widgets. The only room that knows Jupyter."""
 
 from pruninglab.notebook.claims import claim
+from pruninglab.notebook.curvature_plots import draw_block, draw_bowl
 from pruninglab.notebook.exercises import check
+from pruninglab.notebook.flipping import draw_choice, flip, unit_block
 from pruninglab.notebook.pictures import Picture, canvas, legend
 from pruninglab.notebook.plots import (
     draw_bars,
@@ -30,6 +32,9 @@ __all__ = [
     "claim",
     "draw_agreement",
     "draw_bars",
+    "draw_block",
+    "draw_bowl",
+    "draw_choice",
     "draw_curves",
     "draw_distortions",
     "draw_groups",
@@ -43,6 +48,7 @@ __all__ = [
     "draw_weights",
     "draw_widths",
     "explore",
+    "flip",
     "legend",
     "means",
     "plot_tradeoff",
@@ -51,4 +57,5 @@ __all__ = [
     "source",
     "start",
     "twin",
+    "unit_block",
 ]

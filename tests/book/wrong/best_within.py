@@ -12,9 +12,9 @@ def _table(costs, distortions, budget, *, strictly=False, first=None):
         for spent, (value, picks) in best.items():
             for k in options:
                 total = spent + c[k]
-                if total < budget if strictly else total <= budget:
-                    if total not in following or value + d[k] < following[total][0]:
-                        following[total] = (value + d[k], [*picks, k])
+                fits = total < budget if strictly else total <= budget
+                if fits and (total not in following or value + d[k] < following[total][0]):
+                    following[total] = (value + d[k], [*picks, k])
         best = following
     return min(best.values()) if best else (math.inf, [0] * len(costs))
 
