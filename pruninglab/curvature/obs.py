@@ -120,22 +120,33 @@ def obs_prune(weights: Tensor, hessian: Tensor, n: int) -> Removal:
 
 
 def _trace(rows: Tensor, inverse: Tensor, n: int) -> Removal:
-    """`obs_prune` for several rows at once, (rows, …), each with a copy of the same inverse of its own."""
-    rows, inverse = rows.clone(), inverse.expand(len(rows), -1, -1).clone()
+    """`obs_prune` for several rows at once, (rows, d), each with a copy of the same inverse of its own.
+
+    All rows lose a weight at each step; whenever a fifth has gone, the inverses are cut down to what is left.
+    """
+    d, result = rows.shape[1], torch.zeros_like(rows)
+    left, inverse = rows.clone(), inverse.expand(len(rows), -1, -1).clone()
+    place = torch.arange(d, device=rows.device).expand(len(rows), -1)  # of what is left, in the whole row
     order = torch.zeros(len(rows), n, dtype=torch.int64, device=rows.device)
     losses = rows.new_zeros(len(rows), n)
     gone = torch.zeros_like(rows, dtype=torch.bool)
     all_ = torch.arange(len(rows), device=rows.device)
     for step in range(n):
-        costs = (rows.square() / (2 * inverse.diagonal(dim1=1, dim2=2))).masked_fill_(gone, torch.inf)
+        costs = (left.square() / (2 * inverse.diagonal(dim1=1, dim2=2))).masked_fill_(gone, torch.inf)
         losses[:, step], q = costs.min(1)
-        order[:, step] = q
+        order[:, step] = place[all_, q]
         column = inverse[all_, :, q] / inverse[all_, q, q][:, None]
-        rows -= rows[all_, q][:, None] * column  # `obs_step`
+        left -= left[all_, q][:, None] * column  # `obs_step`
         inverse.baddbmm_(column[:, :, None], inverse[all_, q][:, None], alpha=-1)  # `eliminate`, one in each row
-        rows[all_, q] = inverse[all_, :, q] = inverse[all_, q] = 0
+        left[all_, q] = inverse[all_, :, q] = inverse[all_, q] = 0
         gone[all_, q] = True
-    return Removal(rows, order, losses)
+        width, stay = left.shape[1], d - step - 1
+        if 0 < stay <= 0.8 * width:
+            at = (~gone).nonzero()[:, 1].view(-1, stay)
+            inverse = inverse.gather(1, at[:, :, None].expand(-1, -1, width))
+            inverse = inverse.gather(2, at[:, None].expand(-1, stay, -1))
+            left, place, gone = left.gather(1, at), place.gather(1, at), gone.gather(1, at)
+    return Removal(result.scatter_(1, place, left), order, losses)
 
 
 def obs_update(weight: Tensor, hessian: Tensor, gone: Tensor) -> Tensor:
