@@ -47,6 +47,8 @@ def unchanged(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 class Probe:
     """Measures how far a model's outputs move when its ladders are climbed down. The model itself stays as it is.
 
+    A probe remembers what it has measured, so make a new one after the model's weights have changed.
+
     Args:
         model: any module that returns a tensor, or something with `logits`.
         data: calibration data as in `prune`; labels are ignored. For no data at all, noise of the inputs' shape.

@@ -185,7 +185,7 @@ def _compare(predicted: float, true: float, rounds: int = 1) -> None:
     if say(line) and not 1 / ADDITIVE <= ratio <= ADDITIVE:
         warnings.warn(
             f"the predicted distortion is {ratio:.2f} times the true one: at this sparsity the distortions of layers "
-            "do not add up, so the allocation may be poor. Measure anew in more rounds: "
+            "do not add up, so another allocation may well be better; compare. Measuring anew often helps: "
             f"partial(rate_distortion, rounds={max(5, 2 * rounds)})",
             stacklevel=5,
         )

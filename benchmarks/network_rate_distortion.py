@@ -1,0 +1,205 @@
+"""The network part of `rate_distortion.py`: allocations on a ResNet-20 for CIFAR-10, before and after fine-tuning.
+
+Every row is stored as soon as it is there (in the cache folder of the library), so that an interrupted run goes on.
+"""
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruninglab import Masks, prune
+from pruninglab.allocation.rate_distortion import rate_distortion
+from pruninglab.distortion import Probe
+from pruninglab.files import cache_dir, load_tensors
+from pruninglab.ladders import weight_ladders
+from pruninglab.slimmed import recalibrate
+from pruninglab.tasks.models import ResNet
+from pruninglab.tasks.training import Training, train
+
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
+CALIBRATION = 128  # images
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RECIPE = Training(steps=63, batch=64, lr=0.01, weight_decay=5e-4, augment=True)  # one epoch of 4,000 images
+ALLOCATIONS: dict[str, Any] = {
+    "uniform": "uniform",
+    "ERK": "erk",
+    "global": "global",
+    "LAMP": "lamp",
+    "RD by Gauss–Newton": {"method": "gauss_newton"},
+    "RD": {"levels": 26},
+    "RD in 3 rounds": {"levels": 26, "rounds": 3},
+    "RD, norms of the batch": {"levels": 26, "forget": True},
+}
+
+
+def forgetful(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms have no running statistics, so that they use those of the batch also in evaluation."""
+    other = copy.deepcopy(model)
+    for norm in other.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean = norm.running_var = None
+    return other
+
+
+class Remembering(Probe):
+    """A probe that measures the curves of the whole network once for all sparsities; `saved` is what that saved."""
+
+    def __init__(self, model: nn.Module, data: Tensor) -> None:
+        super().__init__(model, data)
+        self.known: dict[Any, tuple[list[Any], float]] = {}
+        self.saved = 0.0
+
+    def curves(self, ladders: Any, at: Any = None, *options: Any) -> list[Any]:
+        if any(at):
+            return super().curves(ladders, at, *options)
+        key = (len(ladders[0].kept), *options)
+        if key in self.known:
+            self.saved += self.known[key][1]
+        else:
+            start = time.process_time()
+            found = super().curves(ladders, at, *options)
+            self.known[key] = found, time.process_time() - start
+        return self.known[key][0]
+
+
+def load(folder: Path) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
+    """The network, and its images by split."""
+    files = folder / "resnet20_cifar10.safetensors", folder / "cifar10_sample.npz"
+    for file in files:
+        if not file.is_file():
+            raise SystemExit(f"{file} is missing: --data is the folder of {' and '.join(f.name for f in files)}")
+    model = ResNet(3, 3, (16, 32, 64))
+    model.load_state_dict(load_tensors(files[0])[0])
+    arrays = np.load(files[1])
+    data = {}
+    for split in ("train", "test"):
+        images = torch.from_numpy(arrays[f"{split}_images"]).float() / 255
+        images = ((images - torch.tensor(MEAN)) / torch.tensor(STD)).movedim(-1, 1)  # channels stay last in memory
+        data[split] = images, torch.from_numpy(arrays[f"{split}_labels"]).long()
+    return model.eval().to(memory_format=torch.channels_last), data
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in x.split(250)])
+
+
+def macs_kept(masks: Masks, positions: Mapping[str, int]) -> float:
+    left = sum(int(mask.sum()) * positions[name] for name, mask in masks.items())
+    return left / sum(mask.numel() * positions[name] for name, mask in masks.items())
+
+
+def cell(
+    dense: nn.Module,
+    data: dict[str, tuple[Tensor, Tensor]],
+    probes: Mapping[bool, "Remembering"],
+    name: str,
+    sparsity: float,
+    rounds: int,
+) -> dict[str, Any]:
+    """One allocation at one sparsity: pruned, measured, and fine-tuned as often as asked, each time anew."""
+    x, y = data["test"]
+    how, model = ALLOCATIONS[name], copy.deepcopy(dense)  # a name, or options of `rate_distortion`
+    options = {} if isinstance(how, str) else {key: value for key, value in how.items() if key != "forget"}
+    probe = probes["forget" in how]
+    calibration = probe.batches[0]
+
+    def measured(scores: Any, keep: int) -> Any:
+        return rate_distortion(scores, keep, probe=probe, ladders=partial(weight_ladders, scores), **options)
+
+    start, probe.saved = time.process_time(), 0.0
+    masks = prune(model, sparsity=sparsity, allocation=how if isinstance(how, str) else measured)
+    seconds = time.process_time() - start + probe.saved
+    before, whole = logits(model, x), logits(dense, x)
+    after = []
+    for seed in range(rounds):
+        tuned = copy.deepcopy(model)
+        masks.apply(tuned)
+        train(tuned, data["train"], RECIPE, seed=seed, masks=masks)
+        after.append(float((logits(tuned, x).argmax(1) == y).float().mean()))
+    return {
+        "before": float((before.argmax(1) == y).float().mean()),
+        "after": after,
+        "recalibrated": float((logits(recalibrate(model, data["train"][0]), x).argmax(1) == y).float().mean()),
+        "distortion": float((before - whole).square().mean()),
+        "calibration": float((logits(model, calibration) - logits(dense, calibration)).square().mean()),
+        "macs": macs_kept(masks, probe.positions(list(masks))),
+        "seconds": seconds,
+    }
+
+
+def network(folder: Path, rounds: int, write: Callable[[str], None]) -> None:
+    """Measure what is not in the file of rows yet (delete lines of it to measure them anew), and write the table."""
+    dense, data = load(folder)
+    chosen = torch.randperm(len(data["train"][0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    calibration = data["train"][0][chosen]
+    probes = {False: Remembering(dense, calibration), True: Remembering(forgetful(dense), calibration)}
+    file = cache_dir() / "rate_distortion.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.read_text().splitlines() if file.exists() else []
+    rows: dict[str, dict[str, Any]] = {(row := json.loads(line))["cell"]: row for line in lines}
+    print(f"rows are kept in {file}")
+    x, y = data["test"]
+    accuracy, done = float((logits(dense, x).argmax(1) == y).float().mean()), {}
+    for sparsity in SPARSITIES:
+        for name in ALLOCATIONS:
+            key = f"{name} at {sparsity}, {rounds} times"
+            if key not in rows:
+                rows[key] = {"cell": key} | cell(dense, data, probes, name, sparsity, rounds)
+                with file.open("a") as out:
+                    out.write(json.dumps(rows[key]) + "\n")
+            print(rows[key], flush=True)
+            done[name, sparsity] = rows[key]
+        write(table(done, accuracy, rounds, len(y)))
+
+
+def table(found: dict[tuple[str, float], dict[str, Any]], dense: float, rounds: int, images: int) -> str:
+    error = 100 * (dense * (1 - dense) / images) ** 0.5
+    lines = [
+        f"## ResNet-20 for CIFAR-10 (torch {torch.__version__}, one thread, {date.today()})",
+        "",
+        f"Unpruned: {100 * dense:.1f} % of {images:,} test images, a number that leaves ± {error:.1f} points open. "
+        f"Curves and rounds see {CALIBRATION} training images. Fine-tuning: one epoch of 4,000 images ({RECIPE.steps} "
+        f"steps of SGD from a rate of {RECIPE.lr} to 0 along a cosine, masks held), {rounds} time(s) with other seeds. "
+        "*Norms of the batch*: curves are measured while batch norms use the statistics of the calibration images, not "
+        "those of the unpruned network. *Norms anew*: accuracy after the statistics of batch norms were measured on "
+        "the 4,000 images, and nothing else changed. Distortion is true, and on the test images. Seconds are the "
+        "processor's, for pruning alone. The best of each column at a sparsity is bold.",
+    ]
+    columns = ("before, %", "norms anew, %", "after, %", "distortion", "MACs kept", "seconds")
+    for sparsity in sorted({sparsity for _, sparsity in found}):
+        here = {name: found[name, sparsity] for name in ALLOCATIONS}
+        best = {
+            "before": max(row["before"] for row in here.values()),
+            "recalibrated": max(row["recalibrated"] for row in here.values()),
+            "after": max(statistics.mean(row["after"]) for row in here.values()),
+            "distortion": min(row["distortion"] for row in here.values()),
+        }
+        lines += ["", f"| {sparsity:.0%} sparse | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
+        for name, row in here.items():
+            mean = statistics.mean(row["after"])
+            spread = f" ± {100 * statistics.stdev(row['after']):.1f}" if rounds > 1 else ""
+            cells = [
+                _bold(f"{100 * row['before']:.1f}", row["before"] == best["before"]),
+                _bold(f"{100 * row['recalibrated']:.1f}", row["recalibrated"] == best["recalibrated"]),
+                _bold(f"{100 * mean:.1f}{spread}", mean == best["after"]),
+                _bold(f"{row['distortion']:.2f}", row["distortion"] == best["distortion"]),
+                f"{row['macs']:.2f}",
+                f"{row['seconds']:.0f}",
+            ]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
