@@ -12,6 +12,7 @@ from helpers import make_task
 from torch import nn
 
 from pruninglab import prune, task
+from pruninglab.progress import quietly, say
 from pruninglab.recovery import distill, finetune
 from pruninglab.tasks import clock, together
 from pruninglab.tasks.models import ResNet, cnn, mlp
@@ -324,3 +325,17 @@ def test_an_error_in_another_process_arrives():
 def test_no_process_at_all():
     with pytest.raises(ValueError, match=r"n_jobs.*not 0"):
         together([lambda: 1, lambda: 2], n_jobs=0)
+
+
+def test_quiet_jobs_silence_neither_each_other_nor_what_follows(capsys):
+    home = make_task()
+
+    def job(seed):
+        with quietly():
+            home.train(home.model(seed), seed=seed, steps=2)
+            assert not say("in a quiet job")
+        return say(f"job {seed}")
+
+    assert together([partial(job, 0), partial(job, 1)]) == [True, True]
+    assert say("afterwards")
+    assert "".join(capsys.readouterr()).splitlines() == ["job 0", "job 1", "afterwards"]
