@@ -21,7 +21,6 @@ from pruninglab import Masks, prune
 from pruninglab.allocation.rate_distortion import rate_distortion
 from pruninglab.distortion import Probe
 from pruninglab.files import cache_dir, load_tensors
-from pruninglab.ladders import weight_ladders
 from pruninglab.slimmed import recalibrate
 from pruninglab.tasks.models import ResNet
 from pruninglab.tasks.training import Training, train
@@ -30,15 +29,16 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 CALIBRATION = 128  # images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = Training(steps=63, batch=64, lr=0.01, weight_decay=5e-4, augment=True)  # one epoch of 4,000 images
+FORGETFUL = "RD, norms of the batch"
 ALLOCATIONS: dict[str, Any] = {
     "uniform": "uniform",
     "ERK": "erk",
     "global": "global",
     "LAMP": "lamp",
-    "RD by Gauss–Newton": {"method": "gauss_newton"},
-    "RD": {"levels": 26},
-    "RD in 3 rounds": {"levels": 26, "rounds": 3},
-    "RD, norms of the batch": {"levels": 26, "forget": True},
+    "RD by Gauss–Newton": partial(rate_distortion, method="gauss_newton"),
+    "RD": partial(rate_distortion, levels=26),
+    "RD in 3 rounds": partial(rate_distortion, levels=26, rounds=3),
+    FORGETFUL: partial(rate_distortion, levels=26),
 }
 
 
@@ -49,27 +49,6 @@ def forgetful(model: nn.Module) -> nn.Module:
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean = norm.running_var = None
     return other
-
-
-class Remembering(Probe):
-    """A probe that measures the curves of the whole network once for all sparsities; `saved` is what that saved."""
-
-    def __init__(self, model: nn.Module, data: Tensor) -> None:
-        super().__init__(model, data)
-        self.known: dict[Any, tuple[list[Any], float]] = {}
-        self.saved = 0.0
-
-    def curves(self, ladders: Any, at: Any = None, *options: Any) -> list[Any]:
-        if any(at):
-            return super().curves(ladders, at, *options)
-        key = (len(ladders[0].kept), *options)
-        if key in self.known:
-            self.saved += self.known[key][1]
-        else:
-            start = time.process_time()
-            found = super().curves(ladders, at, *options)
-            self.known[key] = found, time.process_time() - start
-        return self.known[key][0]
 
 
 def load(folder: Path) -> tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]:
@@ -102,24 +81,19 @@ def macs_kept(masks: Masks, positions: Mapping[str, int]) -> float:
 def cell(
     dense: nn.Module,
     data: dict[str, tuple[Tensor, Tensor]],
-    probes: Mapping[bool, "Remembering"],
+    calibration: Tensor,
     name: str,
     sparsity: float,
     rounds: int,
 ) -> dict[str, Any]:
     """One allocation at one sparsity: pruned, measured, and fine-tuned as often as asked, each time anew."""
     x, y = data["test"]
-    how, model = ALLOCATIONS[name], copy.deepcopy(dense)  # a name, or options of `rate_distortion`
-    options = {} if isinstance(how, str) else {key: value for key, value in how.items() if key != "forget"}
-    probe = probes["forget" in how]
-    calibration = probe.batches[0]
-
-    def measured(scores: Any, keep: int) -> Any:
-        return rate_distortion(scores, keep, probe=probe, ladders=partial(weight_ladders, scores), **options)
-
-    start, probe.saved = time.process_time(), 0.0
-    masks = prune(model, sparsity=sparsity, allocation=how if isinstance(how, str) else measured)
-    seconds = time.process_time() - start + probe.saved
+    model = copy.deepcopy(dense)
+    seen = forgetful(dense) if name == FORGETFUL else model
+    start = time.process_time()
+    masks = prune(seen, sparsity=sparsity, allocation=ALLOCATIONS[name], data=calibration)
+    seconds = time.process_time() - start
+    masks.apply(model)
     before, whole = logits(model, x), logits(dense, x)
     after = []
     for seed in range(rounds):
@@ -133,7 +107,7 @@ def cell(
         "recalibrated": float((logits(recalibrate(model, data["train"][0]), x).argmax(1) == y).float().mean()),
         "distortion": float((before - whole).square().mean()),
         "calibration": float((logits(model, calibration) - logits(dense, calibration)).square().mean()),
-        "macs": macs_kept(masks, probe.positions(list(masks))),
+        "macs": macs_kept(masks, Probe(dense, calibration).positions(masks)),
         "seconds": seconds,
     }
 
@@ -143,7 +117,6 @@ def network(folder: Path, rounds: int, write: Callable[[str], None]) -> None:
     dense, data = load(folder)
     chosen = torch.randperm(len(data["train"][0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
     calibration = data["train"][0][chosen]
-    probes = {False: Remembering(dense, calibration), True: Remembering(forgetful(dense), calibration)}
     file = cache_dir() / "rate_distortion.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_text().splitlines() if file.exists() else []
@@ -155,7 +128,7 @@ def network(folder: Path, rounds: int, write: Callable[[str], None]) -> None:
         for name in ALLOCATIONS:
             key = f"{name} at {sparsity}, {rounds} times"
             if key not in rows:
-                rows[key] = {"cell": key} | cell(dense, data, probes, name, sparsity, rounds)
+                rows[key] = {"cell": key} | cell(dense, data, calibration, name, sparsity, rounds)
                 with file.open("a") as out:
                     out.write(json.dumps(rows[key]) + "\n")
             print(rows[key], flush=True)

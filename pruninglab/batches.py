@@ -6,8 +6,9 @@ Knows nothing of models: what is done with a batch is the business of `pruningla
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -46,6 +47,11 @@ def length(part: Any, what: str) -> int:
     if first is None or not first.ndim:
         raise ValueError(f"{what} of a batch must be a tensor with the samples first, or hold one, not {part!r:.60}")
     return len(first)
+
+
+def to_device(part: Any, device: torch.device) -> Any:
+    """Inputs or labels with all their tensors on a device."""
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

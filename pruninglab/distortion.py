@@ -8,7 +8,7 @@ over samples (or the largest of them). A curve gives it for one layer pruned to 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from pruninglab.batches import Inputs, batches, call, length
+from pruninglab.batches import Inputs, batches, call, length, to_device
 from pruninglab.files import digest, load_tensors, save_tensors
 from pruninglab.gauss_newton import gauss_newton
 from pruninglab.ladders import Ladder, at_levels
 from pruninglab.naming import unknown
-from pruninglab.outputs import aggregator, outputs, per_sample
+from pruninglab.outputs import aggregator, outputs, over_samples, per_sample
 from pruninglab.progress import progress
 from pruninglab.recording import observed
 from pruninglab.replay import Replay
@@ -73,7 +72,7 @@ class Probe:
         self.model, self.resume = model, None if resume is None else Path(resume)
         self.parameters = dict(model.named_parameters())
         device = next(iter(self.parameters.values())).device
-        self.batches: list[Inputs] = [_moved(x, device) for x, _ in batches(data)]
+        self.batches: list[Inputs] = [to_device(x, device) for x, _ in batches(data)]
         if not self.batches:
             raise ValueError("the calibration data are empty")
         self.samples = sum(length(x, "inputs") for x in self.batches)
@@ -87,12 +86,10 @@ class Probe:
 
     def distortion(self, ladders: Sequence[Ladder], at: Sequence[int], aggregate: str = "mean") -> float:
         """The true distortion when each ladder is at its level."""
-        masks = at_levels(ladders, at)
-        with unchanged(self.parameters[name] for name in masks), observed(self.model), torch.no_grad():
-            self._prune(masks)
+        with self._pruned(ladders, at) as reference, observed(self.model), torch.no_grad():
             moved = [outputs(call(self.model, x)) for x in self.batches]
-        parts = [per_sample(y, was) for y, was in zip(moved, self.reference, strict=True)]
-        return float(aggregator(aggregate)(torch.cat(parts))) / (self.samples if aggregate == "mean" else 1)
+        parts = [per_sample(y, was) for y, was in zip(moved, reference, strict=True)]
+        return float(over_samples(torch.cat(parts), aggregate, self.samples))
 
     def curves(
         self,
@@ -120,40 +117,32 @@ class Probe:
             raise unknown("method", method, METHODS)
         question = (tuple(map(id, ladders)), tuple(at), aggregate, method, seed)
         if question not in self.known:  # a search for a budget asks the same again and again
-            self.known[question] = (ladders, self._curves(ladders, at, aggregate, method, seed))
+            if method == "measured":
+                found = self._measured(ladders, at, aggregate)
+            else:
+                how: dict[str, Any] = {"aggregate": aggregate, "diagonal": method == "diagonal", "seed": seed}
+                with self._pruned(ladders, at) as reference:
+                    found = gauss_newton(self.model, ladders, self.batches, reference, **how)
+            self.known[question] = (ladders, found)
         return self.known[question][1]
 
-    def _curves(
-        self, ladders: Sequence[Ladder], at: Sequence[int], aggregate: str, method: str, seed: int
-    ) -> list[Floats]:
-        """What `curves` returns."""
-        combine = aggregator(aggregate)
-        if method != "measured":
-            masks, reference, diagonal = at_levels(ladders, at), self.reference, method == "diagonal"
-            with unchanged(self.parameters[name] for name in masks):
-                self._prune(masks)
-                return gauss_newton(
-                    self.model, ladders, self.batches, reference, aggregate=aggregate, diagonal=diagonal, seed=seed
-                )
-        pieces = self._resumed(ladders, at, aggregate)
-        masks = at_levels(ladders, at)
-        names = dict.fromkeys([*masks, *(name for ladder in ladders for name in ladder.removed_at)])
-        reference, whole = self.reference, unchanged(self.parameters[name] for name in names)
+    def _measured(self, ladders: Sequence[Ladder], at: Sequence[int], aggregate: str) -> list[Floats]:
+        """The curves by running the model at every level."""
+        combine, (pieces, keep) = aggregator(aggregate), self._resumed(ladders, at, aggregate)
         with (
-            whole,
+            self._pruned(ladders, at) as reference,
             torch.no_grad(),
             progress(total=len(self.batches) * len(ladders), desc="measuring distortion", unit="curve") as bar,
         ):
-            self._prune(masks)
             for b, (x, was) in enumerate(zip(self.batches, reference, strict=True)):
                 with Replay(self.model, x) as replay:
                     for i, ladder in enumerate(ladders):
                         if f"{b}.{i}" not in pieces:
                             pieces[f"{b}.{i}"] = climb_down(replay, self.parameters, ladder, at[i], was, combine)
-                            self._keep(pieces)
+                            keep()
                         bar.update()
         columns = [torch.stack([pieces[f"{b}.{i}"] for b in range(len(self.batches))]) for i in range(len(ladders))]
-        return [(c.sum(0) / self.samples if aggregate == "mean" else c.amax(0)).numpy() for c in columns]
+        return [over_samples(column, aggregate, self.samples).numpy() for column in columns]
 
     def positions(self, names: Iterable[str]) -> dict[str, int]:
         """Layer → how often each weight of it is used for one sample: pixels or tokens, 1 in a plain linear layer.
@@ -164,30 +153,33 @@ class Probe:
         with Replay(self.model, self.batches[0]) as replay:
             return {name: replay.outputs_of(self.parameters[name]) // samples for name in names}
 
-    def _prune(self, masks: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
-            self.parameters[name].data.mul_(mask.to(self.parameters[name].device))
+    @contextmanager
+    def _pruned(self, ladders: Sequence[Ladder], at: Sequence[int]) -> Iterator[list[Tensor]]:
+        """The model with each ladder at its level, for a while; gives the outputs that it has otherwise."""
+        masks, reference = at_levels(ladders, at), self.reference
+        with unchanged(self.parameters[name] for name in masks):
+            for name, mask in masks.items():
+                self.parameters[name].data.mul_(mask.to(self.parameters[name].device))
+            yield reference
 
-    def _resumed(self, ladders: Sequence[Ladder], at: Sequence[int], aggregate: str) -> dict[str, Tensor]:
-        """What an interrupted run of the same measurement has left."""
+    def _resumed(
+        self, ladders: Sequence[Ladder], at: Sequence[int], aggregate: str
+    ) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """What an interrupted run of the same measurement has left, and what writes it down once it has grown."""
+        pieces: dict[str, Tensor] = {}
         if self.resume is None:
-            return {}
+            return pieces, lambda: None
         levels = [at for ladder in ladders for at in ladder.removed_at.values()]
         parts = [*self.parameters.values(), *self.model.buffers(), *levels, *self.reference]
-        self.signature = digest([ladder.name for ladder in ladders], list(at), aggregate, *parts)
-        if not self.resume.exists():
-            return {}
-        pieces, written = load_tensors(self.resume)
-        if written.get("measurement") != self.signature:
-            raise ValueError(
-                f"resume={os.fspath(self.resume)!r} holds another measurement (other weights, data or levels): "
-                "name another file, or delete it"
-            )
-        return pieces
-
-    def _keep(self, pieces: Mapping[str, Tensor]) -> None:
-        if self.resume is not None:
-            save_tensors(self.resume, pieces, {"measurement": self.signature})
+        signature = {"measurement": digest([ladder.name for ladder in ladders], list(at), aggregate, *parts)}
+        if self.resume.exists():
+            pieces, written = load_tensors(self.resume)
+            if written != signature:
+                raise ValueError(
+                    f"resume={os.fspath(self.resume)!r} holds another measurement (other weights, data or levels): "
+                    "name another file, or delete it"
+                )
+        return pieces, partial(save_tensors, self.resume, pieces, signature)
 
 
 def climb_down(
@@ -224,7 +216,3 @@ def climb_down(
             f"Leave it out: exclude={ladder.name!r}"
         )
     return curve
-
-
-def _moved(x: Inputs, device: torch.device) -> Inputs:
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruninglab.batches import batches, call, length
 from pruninglab.ladders import Ladder
 from pruninglab.layers import Layer, prunable
-from pruninglab.outputs import aggregator, outputs
+from pruninglab.outputs import outputs, over_samples
 from pruninglab.progress import progress
 from pruninglab.recording import observed, recording
 from pruninglab.statistics import PIECE, Data, reject_silent
@@ -83,8 +83,7 @@ def gauss_newton(
             for recorder in recorders.values():
                 recorder.calls.clear()
     curves = [torch.cat(parts) for parts in found]
-    combine, share = aggregator(aggregate), 1 if aggregate == "max" else len(curves[0])
-    return [(torch.stack([combine(level) for level in curve.T]) / share).numpy() for curve in curves]
+    return [over_samples(curve, aggregate, len(curve)).numpy() for curve in curves]
 
 
 def _directions(width: int, probes: int, generator: torch.Generator) -> Tensor:

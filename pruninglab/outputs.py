@@ -1,6 +1,7 @@
 """What a model puts out, as one matrix, and how far two such matrices are apart."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from pruninglab.naming import lookup
 
-AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.Tensor.sum, "max": torch.Tensor.amax}
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": partial(torch.sum, dim=0),
+    "max": partial(torch.amax, dim=0),
+}
 
 
 def outputs(result: Any) -> Tensor:
@@ -31,5 +35,11 @@ def per_sample(y: Tensor, was: Tensor) -> Tensor:
 
 
 def aggregator(name: str) -> Callable[[Tensor], Tensor]:
-    """How distortions of samples become one: summed (to be divided by their number) or the largest."""
+    """How distortions of samples become one, (n, …) → (…): summed (to be divided by their number) or the largest."""
     return lookup("aggregate", name, AGGREGATES)
+
+
+def over_samples(parts: Tensor, aggregate: str, samples: int) -> Tensor:
+    """The distortion over all samples, (n, …) → (…), from that of each, or of each batch as its `aggregator` has it."""
+    whole = aggregator(aggregate)(parts)
+    return whole / samples if aggregate == "mean" else whole

@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from pruninglab.statistics import Data, Loss
 
 if TYPE_CHECKING:
     from pruninglab.graph import Graph, Inputs
+    from pruninglab.ladders import Ladder
 
 
 def prune(
@@ -108,7 +110,7 @@ def prune(
     if keep > sum(left.values()):
         raise ValueError(f"{keep} weights were to be kept, but `within` has only {sum(left.values())} left")
     chosen, carried = {}, 0
-    allocation = _with_means(allocation, model, data, scores, shape)
+    allocation = allocations.with_means(allocation, model, data, partial(_ladders, scores, shape))
     if isinstance(shape, units.Mixture):
         return _applied(_mixed(allocations.allocate(allocation, scores, keep), scores, shape, within), model)
     for rivals, places in _fitted(allocations.allocate(allocation, scores, keep), left).items():
@@ -124,25 +126,11 @@ def prune(
     return _applied({name: chosen[name] for name in layers}, model)
 
 
-def _with_means(
-    allocation: str | allocations.Allocation,
-    model: nn.Module,
-    data: Any,
-    scores: Mapping[str, Scores],
-    unit: units.Unit,
-) -> allocations.Allocation:
-    """The allocation with a probe of this model, if it measures."""
-    if not allocations.measures(allocation):
-        return allocations.find(allocation)
-    from pruninglab import ladders
-    from pruninglab.distortion import Probe
+def _ladders(scores: Mapping[str, Scores], unit: units.Unit, levels: Any) -> "list[Ladder]":
+    """The levels of each layer for an allocation that measures."""
+    from pruninglab.ladders import pattern_ladders, weight_ladders
 
-    def make(levels: Any) -> list[ladders.Ladder]:
-        if isinstance(unit, units.Mixture):
-            return ladders.pattern_ladders(scores, unit.m)
-        return ladders.weight_ladders(scores, levels)
-
-    return allocations.with_means(allocation, probe=lambda: Probe(model, data), ladders=lambda: make)
+    return pattern_ladders(scores, unit.m) if isinstance(unit, units.Mixture) else weight_ladders(scores, levels)
 
 
 def _mixed(

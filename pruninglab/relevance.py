@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pruninglab.batches import batches, length
+from pruninglab.batches import batches, length, to_device
 from pruninglab.layers import Exclude, prunable
 from pruninglab.naming import unknown
 from pruninglab.progress import progress
@@ -93,7 +93,7 @@ def relevance(
     samples = 0
     with observed(model, gradients=False):
         for x, y in progress(batches(data), desc="explaining", unit="batch"):
-            x, y = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (x, y))
+            x, y = to_device((x, y), device)
             for name, found in _explain(model, x, y, names, share).items():
                 total[name] += found.double().cpu()
             samples += length(x, "inputs")

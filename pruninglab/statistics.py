@@ -32,10 +32,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from pruninglab.batches import batches, length
+from pruninglab.batches import batches, length, to_device
 from pruninglab.layers import Exclude, Layer, entries, like_weight, prunable
 from pruninglab.naming import lookup, unknown
 from pruninglab.progress import progress
@@ -357,7 +356,7 @@ def run(
 
     With `differentiable` the gradients can be differentiated themselves.
     """
-    x, y = tree_map(lambda leaf: leaf.to(weights[0].device) if isinstance(leaf, Tensor) else leaf, (x, y))
+    x, y = to_device((x, y), weights[0].device)
     with torch.set_grad_enabled(want_grad):
         outputs = model(**x) if isinstance(x, dict) else model(x)
         if not want_grad:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.batches import Inputs, batches, call
 from pruninglab.blocks import block_masks, bypass, removable, see
-from pruninglab.channels import Ranking, by_name, channel_scores, choose, masks_of, nearest, rank, search
+from pruninglab.channels import by_name, channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.families import Family, head_families
 from pruninglab.graph import Graph, GraphError, trace
+from pruninglab.ladders import channel_ladders
 from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
 from pruninglab.progress import quietly
@@ -64,7 +66,8 @@ def prune_structures(
     def attempt(multiple_of: int) -> tuple[Tensor, bool]:
         """The channels to remove with widths rounded like this, and whether that is near enough to the budget."""
         rankings = [rank(family, scores, replace(unit, multiple_of=multiple_of)) for family in families]
-        share = _with_means(allocation, model, graph, rankings, question.data)
+        ladders = cache(lambda: channel_ladders(model, graph, by_name(rankings)))  # a probe knows the same ones again
+        share = allocations.with_means(allocation, model, question.data, lambda _levels: ladders())
 
         def pick(n: int) -> Tensor:
             return choose(graph, rankings, scores, n, share)
@@ -111,19 +114,6 @@ def scored_channels(
     if within is not None:
         scores[emptied(model, within, graph)] = -torch.inf
     return graph, scores, families
-
-
-def _with_means(
-    allocation: str | Allocation, model: nn.Module, graph: Graph, rankings: list[Ranking], data: Any
-) -> Allocation:
-    """The allocation with a probe of this model, if it measures."""
-    if not allocations.measures(allocation):
-        return allocations.find(allocation)
-    from pruninglab.distortion import Probe
-    from pruninglab.ladders import channel_ladders
-
-    rungs = channel_ladders(model, graph, by_name(rankings))
-    return allocations.with_means(allocation, probe=lambda: Probe(model, data), ladders=lambda: lambda levels: rungs)
 
 
 def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question) -> Masks:

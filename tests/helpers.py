@@ -1,5 +1,6 @@
 """What tests build and compare with: a task that trains in a blink, and everything a function may not change."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -61,3 +62,21 @@ def same(one: dict, other: dict) -> bool:
         if not all(test(one[kind][name], other[kind][name]) for name in one[kind]):
             return False
     return True
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(found, expected, **tolerance):
+    torch.testing.assert_close(found, expected, **({"rtol": 1e-6, "atol": 1e-9} | tolerance))
+
+
+def brute_force(costs, distortions, budget):
+    """The least sum of distortions within the budget, by trying everything; None if nothing fits."""
+    totals, sums = np.zeros(1, dtype=np.int64), np.zeros(1)
+    for cost, distortion in zip(costs, distortions, strict=True):
+        totals = np.add.outer(totals, cost).ravel()
+        sums = np.add.outer(sums, distortion).ravel()
+    fits = totals <= budget
+    return sums[fits].min() if fits.any() else None

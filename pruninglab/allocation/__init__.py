@@ -5,13 +5,15 @@ weights stay in all, and `who` is a layer, or a tuple of layers that compete for
 Places add up to `keep`. It picks no single weight: `threshold.top_masks` does.
 
 One that must measure names what it measures with: `probe` (a `distortion.Probe` of the model and the data) and
-`ladders` (a function that makes the levels of each layer); `prune` hands these in.
+`ladders` (a function that makes the levels of each layer); `prune` hands these in by `with_means`.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+from torch import nn
 
 from pruninglab.allocation import rate_distortion
 from pruninglab.allocation.simple import BudgetError, erk, global_, isomorphic, lamp, uniform
@@ -40,16 +42,25 @@ def find(answer: str | Allocation) -> Allocation:
     return resolve("allocation", answer, ALLOCATIONS)
 
 
-def with_means(answer: str | Allocation, **makers: Callable[[], Any]) -> Allocation:
-    """The allocation with what it names to measure with (see above); only what it names is made."""
-    function = find(answer)
-    named = [name for name in makers if name in inspect.signature(function).parameters]
-    return partial(function, **{name: makers[name]() for name in named}) if named else function
-
-
 def measures(answer: str | Allocation) -> bool:
     """Whether an allocation measures the model, and so needs data."""
     return "probe" in inspect.signature(find(answer)).parameters
+
+
+def with_means(answer: str | Allocation, model: nn.Module, data: Any, ladders: Callable[[Any], Any]) -> Allocation:
+    """The allocation with what it names to measure with (see above), if it measures.
+
+    Raises:
+        ValueError: it measures, but there are no data.
+    """
+    function = find(answer)
+    if not measures(function):
+        return function
+    from pruninglab.distortion import Probe
+
+    means = {"probe": Probe(model, data), "ladders": ladders}
+    named = means.keys() & inspect.signature(function).parameters.keys()
+    return partial(function, **{name: means[name] for name in named})
 
 
 def allocate(answer: str | Allocation, scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:
