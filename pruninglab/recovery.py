@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pruninglab.masks import Masks
 from pruninglab.tasks import Task
-from pruninglab.tasks.training import OnStep
+from pruninglab.tasks.training import OnStep, rows
 
 Recovery = Callable[..., int]
 
@@ -148,7 +148,7 @@ def distill(
         outputs = student(x)
         with torch.no_grad():
             wanted = guide(x)
-        return (1 - alpha) * F.cross_entropy(outputs, y) + alpha * soft_loss(outputs, wanted, temperature)
+        return (1 - alpha) * task.loss(outputs, y) + alpha * soft_loss(rows(outputs), rows(wanted), temperature)
 
     masks.apply(model)
     steps = task.training.steps // 2 if steps is None else steps

@@ -47,12 +47,19 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 1e-3
     augment: bool = False  # random flips and shifts, for photographs
-    optimizer: str = "sgd"  # or "adam", with weight decay as an ℓ2 penalty
+    optimizer: str = "sgd"  # "adam", with weight decay as an ℓ2 penalty; or "adamw", which decays matrices only
+    warmup: float = 0.0  # the fraction of steps in which the learning rate rises from 0
+    clip: float | None = None  # what the norm of all gradients is cut down to
+
+
+def rows(outputs: Any) -> Tensor:
+    """The logits of whatever a model returns, (samples, classes); positions of a text are samples too."""
+    return getattr(outputs, "logits", outputs).flatten(0, -2)
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The default objective."""
-    return F.cross_entropy(model(x), y)
+    """The default objective: the mean over samples (and positions)."""
+    return F.cross_entropy(rows(model(x)), y.flatten())
 
 
 def train(
@@ -141,7 +148,12 @@ def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -
         (model,) = models
         optimizer = _optimizer(model, plan.how)
         return _steps(jobs, plan, model, optimizer, [optimizer], lambda x, y: plan.objective(model, x, y), checkpoint)
-    if plan.objective is not cross_entropy or plan.how.augment or not stackable(models, plan.data[0]):
+    if (
+        plan.objective is not cross_entropy
+        or plan.how.augment
+        or plan.how.clip is not None
+        or not stackable(models, plan.data[0])
+    ):
         return [train_all([job], plan)[0] for job in jobs]
     stack = Stack(models)
     optimizer = _optimizer(stack, plan.how, fused=True)
@@ -211,10 +223,12 @@ def _steps(
             for step in range(start, plan.stop):
                 inputs, targets = batch_at(step, plan.data, how, *seeds)
                 for group in optimizer.param_groups:
-                    group["lr"] = how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+                    group["lr"] = rate(step, how)
                 each = losses_of(inputs.to(device), targets.to(device))
                 optimizer.zero_grad(set_to_none=not watched)
                 each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
+                if how.clip is not None:
+                    nn.utils.clip_grad_norm_(net.parameters(), how.clip)
                 optimizer.step()
                 losses.append(each.detach())
                 for job, follower in zip(jobs, followers, strict=True):
@@ -244,7 +258,18 @@ def _optimizer(model: nn.Module, how: Training, *, fused: bool = False) -> torch
         return torch.optim.SGD(model.parameters(), momentum=how.momentum, **way)
     if how.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), **way)
-    raise unknown("optimizer", how.optimizer, ("sgd", "adam"))
+    if how.optimizer == "adamw":
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, betas=(how.momentum, 0.95), **way)
+    raise unknown("optimizer", how.optimizer, ("sgd", "adam", "adamw"))
+
+
+def rate(step: int, how: Training) -> float:
+    """The learning rate of step 0, 1, …: it rises to `lr` during the warm-up, on a cosine that ends at 0."""
+    rise = min(1.0, (step + 1) / (how.warmup * how.steps)) if how.warmup else 1.0
+    return rise * how.lr * 0.5 * (1 + math.cos(math.pi * step / how.steps))
 
 
 @contextmanager

@@ -1,0 +1,264 @@
+"""Language models as tasks: what they read, how they are trained, how well they predict, and what they write.
+
+t = task("tiny-llama")                  # a Llama of 1.2 million weights that ships trained
+t.perplexity(t.trained())               # for each byte of held-out text
+t = task.from_pretrained("gpt2")        # any causal language model of transformers, from a folder or the hub
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruninglab.files import PACKAGE, load_tensors
+from pruninglab.tasks import text as reading
+from pruninglab.tasks.base import Task
+from pruninglab.tasks.data import Splits
+from pruninglab.tasks.linears import as_linear
+from pruninglab.tasks.training import Training, evaluating, rows
+
+SHIPPED = PACKAGE.parent / "data" / "tiny-llama.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageTask(Task):
+    """A task whose samples are windows of text: x are the tokens, y for each of them the next one.
+
+    Attributes:
+        encode: a text's tokens.
+        decode: the text again.
+        ready: makes the trained network of seed 0, where it need not be trained.
+    """
+
+    encode: Callable[[str], Sequence[int]] = reading.as_bytes
+    decode: Callable[[Sequence[int]], str] = reading.from_bytes
+    ready: Callable[[], nn.Module] | None = None
+    only_ready: bool = field(default=False, kw_only=True)  # other seeds are not known
+
+    def trained(self, seed: int = 0, *, until: float = 1.0) -> nn.Module:
+        """As in `Task.trained`; seed 0 is the network that came with the task, if one did.
+
+        Raises:
+            ValueError: only one network is known, and another seed or an earlier point is asked for.
+        """
+        if self.ready is not None and (seed, until) == (0, 1.0):
+            return self.ready()
+        if self.only_ready:
+            raise ValueError(f"{self.name} is one trained network: seed=0 and until=1 are all there is")
+        return super().trained(seed, until=until)
+
+    @torch.no_grad()
+    def nats(self, model: nn.Module, split: str | tuple[Tensor, Tensor] = "test", n: int | None = None) -> float:
+        """Mean cross-entropy for each token, in nats.
+
+        Args:
+            model: a causal language model.
+            split: "test", "validation" or "train", or windows of another text, (x, y).
+            n: only so many windows, spread evenly over the split.
+        """
+        x, y = self.windows(split)
+        if n is not None and n < len(x):
+            index = torch.linspace(0, len(x) - 1, n).long()
+            x, y = x[index], y[index]
+        device, total = next(model.parameters()).device, 0.0
+        with evaluating(model):
+            for inputs, targets in zip(x.split(32), y.split(32), strict=True):
+                logits = rows(model(inputs.to(device))).float()
+                total += float(F.cross_entropy(logits, targets.flatten().to(device), reduction="sum"))
+        return total / y.numel()
+
+    def perplexity(self, model: nn.Module, split: str | tuple[Tensor, Tensor] = "test", n: int | None = None) -> float:
+        """The exponential of the mean cross-entropy: among how many equally likely tokens the model hesitates."""
+        return math.exp(min(self.nats(model, split, n), 700.0))
+
+    def bits_per_byte(self, model: nn.Module, split: str = "test", n: int | None = None) -> float:
+        """Cross-entropy in bits for each byte of the text, so that models with unlike tokens can be compared."""
+        _, y = self.windows(split)
+        length = len(self.decode(y.flatten().tolist()).encode()) / y.numel()
+        return self.nats(model, split, n) / math.log(2) / length
+
+    def windows(self, split: str | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The windows of a split, or those given."""
+        return split if isinstance(split, tuple) else self._split(split)
+
+    @torch.no_grad()
+    def generate(
+        self, model: nn.Module, prompt: str, n: int = 100, temperature: float = 0.0, seed: int = 0, memory: int = 128
+    ) -> str:
+        """The prompt, gone on with n tokens.
+
+        Args:
+            model: a causal language model.
+            prompt: what it goes on from; at least one token.
+            n: how many tokens.
+            temperature: 0 takes the likeliest token each time; more draws, the more freely the higher it is.
+            seed: of the draws.
+            memory: how many tokens back the model looks.
+        """
+        tokens = list(self.encode(prompt))
+        if not tokens:
+            raise ValueError("the prompt must have at least one token")
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        with evaluating(model):
+            for _ in range(n):
+                logits = rows(model(torch.tensor([tokens[-memory:]], device=device)))[-1].float().cpu()
+                if temperature:
+                    tokens.append(int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator)))
+                else:
+                    tokens.append(int(logits.argmax()))
+        return self.decode(tokens)
+
+
+def tiny_llama() -> nn.Module:
+    """An untrained Llama that reads bytes: 6 blocks of width 128 with 8 heads, about 1.3 million weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            max_position_embeddings=512,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+
+
+def shipped() -> nn.Module:
+    """The trained tiny Llama of seed 0: from the file that ships, or trained now (minutes) where that is missing."""
+    from pruninglab.tasks import task
+
+    home = task("tiny-llama")
+    try:
+        model = home.model(0)
+        model.load_state_dict(load_tensors(SHIPPED)[0])
+        return model
+    except FileNotFoundError:
+        pass
+    except (ValueError, RuntimeError) as error:
+        warnings.warn(f"{SHIPPED.name} is broken, so the network is trained anew ({error})", stacklevel=3)
+    return Task.trained(home, 0)
+
+
+def documentation() -> Splits:
+    """Windows of 128 bytes of Python's documentation."""
+    return reading.splits(reading.split(reading.documentation()), reading.as_bytes)
+
+
+def from_pretrained(
+    name_or_path: str | Path,
+    text: str | Path | Mapping[str, str] | None = None,
+    *,
+    length: int = 512,
+    tokenizer: Any = None,
+    **options: Any,
+) -> LanguageTask:
+    """A causal language model of transformers as a task. Safetensors only, and no code from elsewhere is run.
+
+    Its layers are ordinary `Linear` ones afterwards, also where GPT-2 or a mixture of experts packs them otherwise
+    (see `linears`).
+
+    Args:
+        name_or_path: a folder, or a name on the Hugging Face hub (which needs a network once).
+        text: to calibrate and to measure with: a text, a file, or split → text; Python's documentation if not given.
+        length: tokens of a window.
+        tokenizer: something with `encode` and `decode`; that of the model if not given. "bytes" for UTF-8 bytes.
+        options: for `AutoModelForCausalLM.from_pretrained`, such as `dtype=torch.bfloat16`.
+
+    Raises:
+        RuntimeError: the model or its tokenizer cannot be had; says why.
+        ValueError: a text too short, or tokens that the model does not know.
+    """
+    where, texts = str(name_or_path), _texts(text)
+    encode, decode = _tokens(where, tokenizer)
+
+    def config() -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+
+    def load() -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        given = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False} | options
+        return _ready(_had(lambda: AutoModelForCausalLM.from_pretrained(where, **given), f"model {where!r}"))
+
+    def build() -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        return _ready(AutoModelForCausalLM.from_config(_had(config, f"model {where!r}"), trust_remote_code=False))
+
+    def read() -> Splits:
+        known, found = (
+            _had(config, f"model {where!r}").get_text_config().vocab_size,
+            reading.splits(texts, encode, length),
+        )
+        for name, (x, _) in found.items():
+            if int(x.max()) >= known:
+                raise ValueError(f"the {name} text has token {int(x.max())}, but {where!r} knows only {known} tokens")
+        return found
+
+    first: list[nn.Module] = []
+
+    def ready() -> nn.Module:
+        if not first:
+            first.append(load())
+        return copy.deepcopy(first[0])
+
+    how = Training(steps=200, batch=8, lr=1e-4, momentum=0.9, weight_decay=0.0, optimizer="adamw", warmup=0.1, clip=1.0)
+    return LanguageTask(where, read, build, how, encode, decode, ready, only_ready=True)
+
+
+def _texts(given: str | Path | Mapping[str, str] | None) -> Mapping[str, str]:
+    if isinstance(given, Mapping):
+        missing = {"train", "validation", "test"} - set(given)
+        if missing:
+            raise ValueError(
+                f"text as a mapping needs train, validation and test; {', '.join(sorted(missing))} missing"
+            )
+        return given
+    if given is None:
+        given = reading.documentation()
+    elif isinstance(given, Path) or ("\n" not in given and Path(given).is_file()):
+        given = Path(given).read_text(encoding="utf-8")
+    return reading.split(given)
+
+
+def _tokens(where: str, tokenizer: Any) -> tuple[Callable[[str], Sequence[int]], Callable[[Sequence[int]], str]]:
+    if tokenizer == "bytes":
+        return reading.as_bytes, reading.from_bytes
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = _had(
+            lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False), f"tokenizer of {where!r}"
+        )
+    return tokenizer.encode, tokenizer.decode
+
+
+def _had(get: Callable[[], Any], what: str) -> Any:
+    try:
+        return get()
+    except (OSError, ValueError, ImportError) as error:
+        raise RuntimeError(
+            f"the {what} cannot be had ({type(error).__name__}: {error}). A name on the hub needs a network once; "
+            "a folder needs config.json, *.safetensors and a tokenizer (or tokenizer='bytes')"
+        ) from error
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    model.config.use_cache = False  # type: ignore[union-attr]
+    return as_linear(model).eval()
