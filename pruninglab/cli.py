@@ -18,11 +18,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     book.add_argument("--fast", action="store_true", help="with fewer seeds and steps")
     book.add_argument("--seed", type=int, default=0, help="another seed for everything")
     commands.add_parser("readme", help="make the README's picture and tables again")
+    llama = commands.add_parser("tiny-llama", help="train the language model that ships in data/ again (minutes)")
+    llama.add_argument("--out", type=Path, default=None, help="where to write it instead")
     options = parser.parse_args(arguments)
     if options.command == "readme":
         from pruninglab.notebook.readme import write
 
         write(ROOT)
+        return 0
+    if options.command == "tiny-llama":
+        from pruninglab.tasks.language import SHIPPED, ship
+
+        ship(options.out or SHIPPED)
         return 0
     table = run_all(options.out, {"seed": options.seed} | ({"fast": True} if options.fast else {}))
     print(table.to_string(index=False))
