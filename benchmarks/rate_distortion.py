@@ -1,7 +1,7 @@
 """Rate–distortion: the exact solver beside the published recurrence, and allocations on a ResNet-20 for CIFAR-10.
 
     python benchmarks/rate_distortion.py                    # the solver: some two minutes, most the recurrence
-    python benchmarks/rate_distortion.py --data FOLDER      # the network: three quarters of an hour; an interrupted run goes on
+    python benchmarks/rate_distortion.py --data FOLDER      # the network: 45 minutes; an interrupted run goes on
 
 FOLDER holds `resnet20_cifar10.safetensors` (weights with the names of `tasks.models.ResNet(3, 3, (16, 32, 64))`) and
 `cifar10_sample.npz` (`train_images`, `train_labels`, `test_images`, `test_labels`; images uint8, (n, 32, 32, 3)).

@@ -145,7 +145,7 @@ def patches(layer: Layer, x: Tensor) -> Tensor:
         TypeError: the layer is of another kind.
     """
     if isinstance(layer, nn.Linear):
-        return x.reshape(1, len(x), -1, x.shape[-1])
+        return x.reshape(1, len(x), x.shape[1:-1].numel(), x.shape[-1])
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         raise TypeError(f"statistics of inputs are known for Linear, Conv1d and Conv2d, not {type(layer).__name__}")
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -160,7 +160,7 @@ def patches(layer: Layer, x: Tensor) -> Tensor:
 def outputs_by_position(layer: Layer, y: Tensor) -> Tensor:
     """An output (or its gradient), batch first, as (g, n, t, o)."""
     if isinstance(layer, nn.Linear):
-        return y.reshape(1, len(y), -1, y.shape[-1])
+        return y.reshape(1, len(y), y.shape[1:-1].numel(), y.shape[-1])
     return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruninglab.masks import Masks
+from pruninglab.perp import perp
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import OnStep, rows
 
@@ -176,4 +177,5 @@ RECOVERIES: dict[str, Recovery] = {
     "reinitialise": reinitialise,
     "keep_signs": keep_signs,
     "distill": distill,
+    "perp": perp,
 }

@@ -5,21 +5,23 @@ when all before it are done, and whatever happens to it while it is visited, its
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruninglab.batches import batches
+from pruninglab.batches import batches, call, to_device
 from pruninglab.layers import PRUNABLE, Layer, prunable
 from pruninglab.progress import progress
 from pruninglab.recording import observed
 from pruninglab.statistics import Data
+from pruninglab.tasks.text import check_tokens
 
 CHUNK = 16  # sequences that go through a block at a time
+Visit = Callable[[str, nn.Module], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Block:
         """The name of a parameter in the model."""
         return f"{self.name}.{name}"
 
+    def output(self, batch: Mapping[str, Any]) -> Tensor:
+        """The hidden states that it gives for one of its inputs, (n, tokens, width)."""
+        found = self.module(**batch)
+        return found[0] if isinstance(found, tuple) else found
+
 
 def find_blocks(model: nn.Module, blocks: str | None = None) -> dict[str, nn.Module]:
     """The model's blocks in order, by name.
@@ -62,17 +69,25 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> dict[str, nn.Mod
     }
     if blocks is None and lists:  # the outer one of two that hold the same weights is seen first
         blocks = max(lists, key=lambda name: sum(parameter.numel() for parameter in lists[name].parameters()))
-    if blocks not in lists:
+    if blocks is None or blocks not in lists:
         known = ", ".join(map(repr, lists)) or "none"
+        called = "" if blocks is None else f" {blocks!r}"
         raise ValueError(
-            f"{type(model).__name__} has no list of blocks {blocks!r}: name the nn.ModuleList that holds them, as in "
-            f"blocks='model.layers'; those with linear layers in them: {known}"
+            f"{type(model).__name__} has no list of blocks{called}: name the nn.ModuleList that holds them, as in "
+            f"blocks='model.layers'; those with linear layers in them: {known}. (GPT-2's layers are linear after "
+            "`task.from_pretrained`, or `tasks.linears.as_linear`.)"
         )
-    return {f"{blocks}.{i}": block for i, block in enumerate(lists[blocks])}
+    return {f"{blocks}.{i}" if blocks else str(i): block for i, block in enumerate(lists[blocks])}
 
 
 @torch.no_grad()
-def walk(model: nn.Module, data: Data, blocks: str | None = None, label: str = "pruning") -> Iterator[Block]:
+def walk(
+    model: nn.Module,
+    data: Data,
+    blocks: str | None = None,
+    label: str = "pruning",
+    around: Visit = lambda name, module: nullcontext(),
+) -> Generator[Block, None, None]:
     """Visit each block in turn; its outputs are computed when the visitor comes back for the next.
 
     Args:
@@ -80,70 +95,111 @@ def walk(model: nn.Module, data: Data, blocks: str | None = None, label: str = "
         data: token ids, (sequences, tokens), or `(x, y)`, or batches; labels are ignored.
         blocks: as in `find_blocks`.
         label: the text of the progress bar.
+        around: `around(name, module)` is a context that is entered before a block is visited and left when its
+            outputs are known, so that it need not be in memory before or after.
 
     Raises:
-        ValueError: no blocks, no data, or token ids that the model does not know.
+        ValueError: no blocks, no data, token ids that the model does not know, or a model that does something of its
+            own between its blocks.
     """
     found = find_blocks(model, blocks)
     with observed(model), _without_cache(model):
         calls = arguments(model, found, data)
         bar = progress(found.items(), desc=label, unit="block", total=len(found))
         for place, (name, module) in enumerate(bar):
-            block = Block(name, module, [batch[place] for batch in calls])
-            yield block
-            for batch, given in zip(calls, block.inputs, strict=True):
-                output = module(**given)
-                if place + 1 < len(batch):
-                    following = batch[place + 1]
-                    following[next(iter(following))] = output
-                batch[place].clear()
+            with around(name, module):
+                block = Block(name, module, [batch[place] for batch in calls])
+                yield block
+                for batch in calls:
+                    if place + 1 < len(found):
+                        following = batch[place + 1]
+                        following[next(iter(following))] = block.output(batch[place])
+                    batch[place].clear()
 
 
 def arguments(model: nn.Module, blocks: Mapping[str, nn.Module], data: Data) -> list[list[dict[str, Any]]]:
-    """What each block is called with, for each batch: `[batch][block]`. Hidden states are right for the first only.
+    """What each block is called with, for each batch: `[batch][block]`. Hidden states are there for the first only.
 
     No block runs for this: while the model is called, each only notes its arguments and hands its input on. So the
     model's own code says what the mask, the positions and all else are, whatever the model is.
     """
-    known = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    device = next(model.parameters() if embeddings is None else embeddings.parameters()).device
     found: list[list[dict[str, Any]]] = []
     for x in _chunks(data):
-        if known is not None and isinstance(x, Tensor) and not bool(((x >= 0) & (x < known)).all()):
+        tokens = x.get("input_ids") if isinstance(x, Mapping) else x
+        if isinstance(embeddings, nn.Embedding) and isinstance(tokens, Tensor):
+            check_tokens(tokens, embeddings.num_embeddings)
+        inputs = to_device(x, device)
+        heard = _heard(model, list(blocks.values()), inputs, lambda hidden: hidden)
+        if heard is None:  # older blocks return a tuple
+            heard = _heard(model, list(blocks.values()), inputs, lambda hidden: (hidden,))
+        if heard is None:
             raise ValueError(
-                f"token ids run from 0 to {known - 1} here; the data have {int(x.min())} to {int(x.max())}"
+                f"{type(model).__name__} does more between its blocks than to hand the hidden states on, "
+                "so they cannot be walked one by one"
             )
-        seen: list[dict[str, Any]] = []
-        with ExitStack() as undo:
-            for place, module in enumerate(blocks.values()):
-                last = place == len(blocks) - 1
-                undo.callback(module.__dict__.pop, "forward", None)
-                module.forward = _note(inspect.signature(module.forward), seen, last)
-            with suppress(_Enough):
-                model(**x) if isinstance(x, dict) else model(x.to(next(model.parameters()).device))
-        if len(seen) != len(blocks):
-            raise ValueError(f"{type(model).__name__} called {len(seen)} of its {len(blocks)} blocks")
-        found.append(seen)
+        found.append(heard)
     if not found:
         raise ValueError("the calibration data are empty: not one sequence to prune with")
     return found
+
+
+def _heard(
+    model: nn.Module, blocks: list[nn.Module], inputs: Any, handed: Callable[[Tensor], Any]
+) -> list[dict[str, Any]] | None:
+    """The arguments of each block, or None if what one hands on is not what the next one gets."""
+    heard: list[tuple[nn.Module, dict[str, Any]]] = []
+
+    def instead(module: nn.Module) -> Callable[..., Any]:
+        signature = inspect.signature(type(module).forward.__get__(module))  # its own: it may have been wrapped
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            for name, parameter in signature.parameters.items():  # what is beyond the named arguments
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    given |= given.pop(name, {})
+            heard.append((module, dict(given)))
+            if module is blocks[-1]:
+                raise _Enough
+            return handed(next(iter(given.values())))
+
+        return forward
+
+    with ExitStack() as undo:
+        for module in blocks:
+            undo.callback(_set_back, module, module.__dict__.get("forward"))
+            module.forward = instead(module)
+        try:
+            with suppress(_Enough):
+                call(model, inputs)
+        except (IndexError, TypeError, ValueError):
+            if not heard:  # this is about the data; else it is about what was handed on
+                raise
+            return None
+    if [module for module, _ in heard] != blocks:
+        raise ValueError(
+            f"{type(model).__name__} does not call its {len(blocks)} blocks one after the other, each once"
+        )
+    first, *others = (given for _, given in heard)
+    hidden = next(iter(first.values()))
+    for given in others:
+        name = next(iter(given))
+        if given[name] is not hidden:
+            return None
+        given[name] = None  # nobody knows them yet
+    return [first, *others]
 
 
 class _Enough(Exception):
     """All blocks' arguments are known: what the model does afterwards need not be done."""
 
 
-def _note(signature: inspect.Signature, seen: list[dict[str, Any]], last: bool) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        for name, parameter in signature.parameters.items():  # what is beyond the named arguments
-            if parameter.kind is parameter.VAR_KEYWORD:
-                given |= given.pop(name, {})
-        seen.append(dict(given))
-        if last:
-            raise _Enough
-        return next(iter(given.values()))
-
-    return forward
+def _set_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
 
 
 def _chunks(data: Data) -> Iterator[Any]:
@@ -154,12 +210,10 @@ def _chunks(data: Data) -> Iterator[Any]:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """A cache of keys and values would grow with each call of a block."""
-    config = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is not None:
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
+    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    with ExitStack() as undo:
+        for config in configs.values():
+            if getattr(config, "use_cache", None):
+                undo.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
         yield
-    finally:
-        if before is not None:
-            config.use_cache = before  # type: ignore[union-attr]

@@ -8,9 +8,12 @@ from pruninglab import units
 from pruninglab.naming import unknown
 
 GROUPS = ("row", "layer")
+PIECE = 1 << 16  # scores compared at a time, in whole rows: they stay in the processor's cache
 
 
-def select(scores: Tensor, sparsity: float, group: str = "row", unit: units.Pattern | None = None) -> Tensor:
+def select(
+    scores: Tensor, sparsity: float, group: str = "row", unit: units.Pattern | None = None, name: str = "layer"
+) -> Tensor:
     """The mask of one layer, True = keep; exactly round(sparsity · weights) go.
 
     In rows, a number that does not divide evenly is spread: some rows, evenly placed, lose one weight more than others.
@@ -20,34 +23,40 @@ def select(scores: Tensor, sparsity: float, group: str = "row", unit: units.Patt
         scores: (outputs, inputs), higher means keep.
         sparsity: the fraction to remove, in [0, 1].
         group: "row" compares the weights of each output among themselves (Wanda), "layer" all of the layer.
-        unit: N of every M; the sparsity and the group have nothing to say then.
+        unit: N of every M; the sparsity and the group have nothing to say then, and of equal scores the first stays.
+        name: of the layer, for errors.
 
     Raises:
-        ValueError: scores that are NaN, a sparsity out of range, an unknown group.
+        ValueError: scores that are NaN, a sparsity out of range, an unknown group, or inputs that N:M does not divide.
     """
-    if bool(scores.isnan().any()):
-        raise ValueError("scores are NaN: are there NaN or infinite numbers among the weights or activations?")
-    if unit is not None:
-        return unit.choose(scores, "layer")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity is the fraction removed, in [0, 1], not {sparsity}")
     if group not in GROUPS:
         raise unknown("group", group, GROUPS)
-    values = scores.detach().float().cpu().numpy()
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity is the fraction removed, in [0, 1], not {sparsity}")
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    values = scores.detach().to("cpu", exact).contiguous().numpy()
+    if np.isnan(values.min()):
+        raise ValueError(f"scores of {name} are NaN: are there NaN or infinite numbers among its weights or inputs?")
+    if unit is not None:
+        return unit.choose(scores, name)
     table = values.reshape(1, -1) if group == "layer" else values.reshape(len(values), -1)
     goes = np.diff(np.round(np.arange(len(table) + 1) * table.shape[1] * sparsity + 1e-6).astype(int))
-    return torch.from_numpy(_above(table, goes)).view(scores.shape).to(scores.device)
+    keep = np.empty(table.shape, dtype=bool)
+    for n in np.unique(goes):
+        alike = np.flatnonzero(goes == n)
+        for rows in np.array_split(alike, min(len(alike), 1 + table.size // PIECE)):
+            keep[rows] = _best(table[rows], int(n))
+    return torch.from_numpy(keep).view(scores.shape).to(scores.device)
 
 
-def _above(table: np.ndarray, goes: np.ndarray) -> np.ndarray:
-    """Bool (rows, columns): all but the goes[r] lowest of each row; of equal ones the first are out."""
+def _best(table: np.ndarray, n: int) -> np.ndarray:
+    """Bool (rows, columns): all but the n lowest of each row; of equal ones the first are out."""
     width = table.shape[1]
-    ranks = sorted({min(int(n), width - 1) for n in goes})
-    ordered = np.partition(table, ranks, axis=1)  # faster than sorting by a factor of ten
-    edge = ordered[np.arange(len(table)), np.minimum(goes, width - 1)]
-    keep = table >= edge[:, None]
-    keep[goes >= width] = False
-    for row in np.flatnonzero(keep.sum(1) > width - goes):  # ties at the edge
-        keep[row] = True
-        keep[row, np.argsort(table[row], kind="stable")[: goes[row]]] = False
+    if n == width:
+        return np.zeros(table.shape, dtype=bool)
+    edge = np.partition(table, n, axis=1)[:, n : n + 1]  # faster than sorting by a factor of ten
+    keep = table >= edge
+    over = np.count_nonzero(keep, axis=1) - (width - n)
+    for row in np.flatnonzero(over):  # so many of those at the edge go too
+        keep[row, np.flatnonzero(table[row] == edge[row])[: over[row]]] = False
     return keep

@@ -72,7 +72,7 @@ def draw_lines(
     for i, (name, values) in enumerate(curves.items()):
         ax.plot(x, values, label=name, color=COLOURS[i % 8], linestyle=LINES[i % 8], marker=MARKERS[i % 8])
     ax.axhline(1, color=GREY, linewidth=1)
-    _logarithmic(ax, "y")
+    logarithmic(ax, "y")
     ax.set_xlabel(xlabel, color=GREY)
     ax.set_ylabel(ylabel, color=GREY)
     legend(ax)
@@ -113,7 +113,7 @@ def draw_curves(
         low = np.maximum(mean - std, mean / 4) if "y" in log else mean - std  # a logarithm has no zero
         ax.fill_between(x, low, mean + std, color=COLOURS[i % 8], alpha=0.15, linewidth=0)
     for name in log:
-        _logarithmic(ax, name)
+        logarithmic(ax, name)
     if percent:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value >= 0.01 else f"{value:.2g}")
     ax.set_xlabel(xlabel, color=GREY)
@@ -122,7 +122,7 @@ def draw_curves(
     return Picture(figure, alt)
 
 
-def _logarithmic(ax: Axes, name: str) -> None:
+def logarithmic(ax: Axes, name: str) -> None:
     """Give the axis "x" or "y" a logarithmic scale with plain numbers at 1, 2 and 5."""
     ax.set(**{f"{name}scale": "log"})
     axis = ax.xaxis if name == "x" else ax.yaxis

@@ -13,22 +13,40 @@ from pruninglab.masks import Masks
 from pruninglab.naming import lookup
 from pruninglab.recipes.ap import ap
 from pruninglab.recipes.bip import bip
+from pruninglab.recipes.flap import flap
 from pruninglab.recipes.icbs import icbs
 from pruninglab.recipes.lapp import lapp
+from pruninglab.recipes.llm import ecoflap, gblm, owl, sparsegpt, wanda
+from pruninglab.recipes.llm_pruner import llm_pruner
+from pruninglab.recipes.loraprune import loraprune
+from pruninglab.recipes.minitron import minitron
 from pruninglab.recipes.obspa import obspa
 from pruninglab.recipes.polarize import polarize
 from pruninglab.recipes.precrop import precrop
+from pruninglab.recipes.shortgpt import shortgpt
+from pruninglab.recipes.slicegpt import slicegpt
 
 Recipe = Callable[..., Masks]
 
 RECIPES: dict[str, Recipe] = {
     "ap": ap,
     "bip": bip,
+    "ecoflap": ecoflap,
+    "flap": flap,
+    "gblm": gblm,
     "icbs": icbs,
     "lapp": lapp,
+    "llm_pruner": llm_pruner,
+    "loraprune": loraprune,
+    "minitron": minitron,
     "obspa": obspa,
+    "owl": owl,
     "polarize": polarize,
     "precrop": precrop,
+    "shortgpt": shortgpt,
+    "slicegpt": slicegpt,
+    "sparsegpt": sparsegpt,
+    "wanda": wanda,
 }
 
 
@@ -41,4 +59,26 @@ def recipe(name: str) -> Recipe:
     return lookup("recipe", name, RECIPES)
 
 
-__all__ = ["RECIPES", "Recipe", "ap", "bip", "icbs", "lapp", "obspa", "polarize", "precrop", "recipe"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "ap",
+    "bip",
+    "ecoflap",
+    "flap",
+    "gblm",
+    "icbs",
+    "lapp",
+    "llm_pruner",
+    "loraprune",
+    "minitron",
+    "obspa",
+    "owl",
+    "polarize",
+    "precrop",
+    "recipe",
+    "shortgpt",
+    "slicegpt",
+    "sparsegpt",
+    "wanda",
+]

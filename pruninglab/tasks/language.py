@@ -7,8 +7,9 @@ t = task.from_pretrained("gpt2")        # any causal language model of transform
 
 import copy
 import math
+import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruninglab.files import PACKAGE, load_tensors
+from pruninglab.files import PACKAGE, load_tensors, save_tensors
 from pruninglab.tasks import text as reading
 from pruninglab.tasks.base import Task
 from pruninglab.tasks.data import Splits
-from pruninglab.tasks.linears import as_linear
+from pruninglab.tasks.linears import as_linear, as_published
 from pruninglab.tasks.training import Training, evaluating, rows
 
 SHIPPED = PACKAGE.parent / "data" / "tiny-llama.safetensors"
+AT_A_TIME = 4096  # tokens whose logits are held at once
+Windows = str | tuple[Tensor, Tensor]  # a split, or windows of another text
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,13 @@ class LanguageTask(Task):
         encode: a text's tokens.
         decode: the text again.
         ready: makes the trained network of seed 0, where it need not be trained.
+        tokenizer: what `encode` and `decode` are of, where that is more than two functions.
     """
 
     encode: Callable[[str], Sequence[int]] = reading.as_bytes
     decode: Callable[[Sequence[int]], str] = reading.from_bytes
     ready: Callable[[], nn.Module] | None = None
+    tokenizer: Any = None
     only_ready: bool = field(default=False, kw_only=True)  # other seeds are not known
 
     def trained(self, seed: int = 0, *, until: float = 1.0) -> nn.Module:
@@ -55,38 +60,59 @@ class LanguageTask(Task):
         return super().trained(seed, until=until)
 
     @torch.no_grad()
-    def nats(self, model: nn.Module, split: str | tuple[Tensor, Tensor] = "test", n: int | None = None) -> float:
+    def nats(self, model: nn.Module, split: Windows = "test", n: int | None = None) -> float:
         """Mean cross-entropy for each token, in nats.
 
         Args:
             model: a causal language model.
             split: "test", "validation" or "train", or windows of another text, (x, y).
             n: only so many windows, spread evenly over the split.
-        """
-        x, y = self.windows(split)
-        if n is not None and n < len(x):
-            index = torch.linspace(0, len(x) - 1, n).long()
-            x, y = x[index], y[index]
-        device, total = next(model.parameters()).device, 0.0
-        with evaluating(model):
-            for inputs, targets in zip(x.split(32), y.split(32), strict=True):
-                logits = rows(model(inputs.to(device))).float()
-                total += float(F.cross_entropy(logits, targets.flatten().to(device), reduction="sum"))
-        return total / y.numel()
 
-    def perplexity(self, model: nn.Module, split: str | tuple[Tensor, Tensor] = "test", n: int | None = None) -> float:
+        Raises:
+            ValueError: an unknown split, n below 1, or tokens that the model does not know.
+        """
+        total, tokens = 0.0, 0
+        for logits, targets in self._logits(model, split, n):
+            total += float(F.cross_entropy(logits, targets, reduction="sum"))
+            tokens += len(targets)
+        return total / tokens
+
+    def perplexity(self, model: nn.Module, split: Windows = "test", n: int | None = None) -> float:
         """The exponential of the mean cross-entropy: among how many equally likely tokens the model hesitates."""
         return math.exp(min(self.nats(model, split, n), 700.0))
 
-    def bits_per_byte(self, model: nn.Module, split: str = "test", n: int | None = None) -> float:
+    def bits_per_byte(self, model: nn.Module, split: Windows = "test", n: int | None = None) -> float:
         """Cross-entropy in bits for each byte of the text, so that models with unlike tokens can be compared."""
         _, y = self.windows(split)
         length = len(self.decode(y.flatten().tolist()).encode()) / y.numel()
         return self.nats(model, split, n) / math.log(2) / length
 
-    def windows(self, split: str | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, split: Windows = "test", n: int | None = None) -> float:
+        """The fraction of tokens that the model holds for the likeliest; arguments as in `nats`."""
+        right, tokens = 0, 0
+        for logits, targets in self._logits(model, split, n):
+            right += int((logits.argmax(1) == targets).sum())
+            tokens += len(targets)
+        return right / tokens
+
+    def windows(self, split: Windows) -> tuple[Tensor, Tensor]:
         """The windows of a split, or those given."""
         return split if isinstance(split, tuple) else self._split(split)
+
+    def _logits(self, model: nn.Module, split: Windows, n: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (tokens, vocabulary) and what they should predict (tokens), piece by piece."""
+        x, y = self.windows(split)
+        if n is not None and n < 1:
+            raise ValueError(f"n is a number of windows, at least 1, not {n}")
+        if n is not None and n < len(x):
+            index = torch.linspace(0, len(x) - 1, n).long()
+            x, y = x[index], y[index]
+        _check(model, x)
+        device, size = next(model.parameters()).device, max(1, AT_A_TIME // x.shape[1])
+        with evaluating(model):
+            for inputs, targets in zip(x.split(size), y.split(size), strict=True):
+                yield rows(model(inputs.to(device))).float(), targets.flatten().to(device)
 
     @torch.no_grad()
     def generate(
@@ -101,10 +127,16 @@ class LanguageTask(Task):
             temperature: 0 takes the likeliest token each time; more draws, the more freely the higher it is.
             seed: of the draws.
             memory: how many tokens back the model looks.
+
+        Raises:
+            ValueError: an empty prompt, tokens that the model does not know, or a negative temperature.
         """
         tokens = list(self.encode(prompt))
         if not tokens:
             raise ValueError("the prompt must have at least one token")
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, not {temperature}")
+        _check(model, torch.tensor(tokens), "prompt")
         device = next(model.parameters()).device
         generator = torch.Generator().manual_seed(seed)
         with evaluating(model):
@@ -115,6 +147,27 @@ class LanguageTask(Task):
                 else:
                     tokens.append(int(logits.argmax()))
         return self.decode(tokens)
+
+    def save(self, model: nn.Module, folder: str | os.PathLike[str]) -> None:
+        """Write a model of transformers, as its own `from_pretrained` reads it, and its tokenizer; it stays as it is.
+
+        Raises:
+            TypeError: the model is not one of transformers.
+        """
+        if not hasattr(model, "save_pretrained"):
+            raise TypeError(f"only models of transformers are saved in its format, not a {type(model).__name__}")
+        shared = {id(parameter): parameter for parameter in model.parameters()}  # so that no weight is held twice
+        published: Any = as_published(copy.deepcopy(model, shared))
+        published.config.use_cache = True  # as it was: whoever reads it may want to generate with it
+        published.save_pretrained(folder)
+        if hasattr(self.tokenizer, "save_pretrained"):
+            self.tokenizer.save_pretrained(folder)
+
+
+def _check(model: nn.Module, tokens: Tensor, what: str = "data") -> None:
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    if isinstance(embeddings, nn.Embedding):
+        reading.check_tokens(tokens, embeddings.num_embeddings, what)
 
 
 def tiny_llama() -> nn.Module:
@@ -153,42 +206,54 @@ def shipped() -> nn.Module:
     return Task.trained(home, 0)
 
 
+def ship(path: Path = SHIPPED) -> None:
+    """Train the tiny Llama of seed 0 and write it to the file that ships (some minutes on two cores)."""
+    from pruninglab.tasks import task
+
+    home = task("tiny-llama")
+    model = home.model(0)
+    home.train(model, seed=0, label="training the tiny Llama")
+    save_tensors(path, model.state_dict(), {"made by": "python -m pruninglab tiny-llama", "seed": "0"})
+
+
 def documentation() -> Splits:
     """Windows of 128 bytes of Python's documentation."""
     return reading.splits(reading.split(reading.documentation()), reading.as_bytes)
 
 
 def from_pretrained(
-    name_or_path: str | Path,
-    text: str | Path | Mapping[str, str] | None = None,
+    name_or_path: str | os.PathLike[str],
+    text: str | os.PathLike[str] | Mapping[str, str] | None = None,
     *,
-    length: int = 512,
+    length: int | None = None,
     tokenizer: Any = None,
     **options: Any,
 ) -> LanguageTask:
     """A causal language model of transformers as a task. Safetensors only, and no code from elsewhere is run.
 
     Its layers are ordinary `Linear` ones afterwards, also where GPT-2 or a mixture of experts packs them otherwise
-    (see `linears`).
+    (see `linears`). It is read when it is first asked for, and again each time: `trained()` is a fresh one.
 
     Args:
         name_or_path: a folder, or a name on the Hugging Face hub (which needs a network once).
         text: to calibrate and to measure with: a text, a file, or split → text; Python's documentation if not given.
-        length: tokens of a window.
-        tokenizer: something with `encode` and `decode`; that of the model if not given. "bytes" for UTF-8 bytes.
+        length: tokens of a window; 512 if not given, or fewer where the model knows no more positions.
+        tokenizer: something with `encode` and `decode`, or where to find one; that of the model if not given. "bytes"
+            for UTF-8 bytes.
         options: for `AutoModelForCausalLM.from_pretrained`, such as `dtype=torch.bfloat16`.
 
     Raises:
         RuntimeError: the model or its tokenizer cannot be had; says why.
-        ValueError: a text too short, or tokens that the model does not know.
+        ValueError: a text too short, windows too long, or tokens that the model does not know.
     """
-    where, texts = str(name_or_path), _texts(text)
-    encode, decode = _tokens(where, tokenizer)
-
-    def config() -> Any:
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+    where = os.fspath(name_or_path)
+    config = _config(where).get_text_config()
+    known, positions = config.vocab_size, getattr(config, "max_position_embeddings", None) or 512
+    length = min(512, positions) if length is None else length
+    if length > positions:
+        raise ValueError(f"windows of {length} tokens are too long: {where!r} knows {positions} positions")
+    texts, tokens = _texts(text), _tokenizer(where, tokenizer)
+    encode, decode = (reading.as_bytes, reading.from_bytes) if tokens == "bytes" else (tokens.encode, tokens.decode)
 
     def load() -> nn.Module:
         from transformers import AutoModelForCausalLM
@@ -199,30 +264,27 @@ def from_pretrained(
     def build() -> nn.Module:
         from transformers import AutoModelForCausalLM
 
-        return _ready(AutoModelForCausalLM.from_config(_had(config, f"model {where!r}"), trust_remote_code=False))
+        return _ready(AutoModelForCausalLM.from_config(_config(where), trust_remote_code=False))
 
     def read() -> Splits:
-        known, found = (
-            _had(config, f"model {where!r}").get_text_config().vocab_size,
-            reading.splits(texts, encode, length),
-        )
-        for name, (x, _) in found.items():
-            if int(x.max()) >= known:
-                raise ValueError(f"the {name} text has token {int(x.max())}, but {where!r} knows only {known} tokens")
+        found = reading.splits(texts, encode, length)
+        for name, windows in found.items():
+            reading.check_tokens(torch.cat(windows), known, f"{name} text")
         return found
 
-    first: list[nn.Module] = []
-
-    def ready() -> nn.Module:
-        if not first:
-            first.append(load())
-        return copy.deepcopy(first[0])
-
     how = Training(steps=200, batch=8, lr=1e-4, momentum=0.9, weight_decay=0.0, optimizer="adamw", warmup=0.1, clip=1.0)
-    return LanguageTask(where, read, build, how, encode, decode, ready, only_ready=True)
+    return LanguageTask(where, read, build, how, encode, decode, load, tokens, only_ready=True)
 
 
-def _texts(given: str | Path | Mapping[str, str] | None) -> Mapping[str, str]:
+def _config(where: str) -> Any:
+    from transformers import AutoConfig
+
+    return _had(
+        lambda: AutoConfig.from_pretrained(where, trust_remote_code=False), f"model {where!r}"
+    ).get_text_config()
+
+
+def _texts(given: str | os.PathLike[str] | Mapping[str, str] | None) -> Mapping[str, str]:
     if isinstance(given, Mapping):
         missing = {"train", "validation", "test"} - set(given)
         if missing:
@@ -232,29 +294,31 @@ def _texts(given: str | Path | Mapping[str, str] | None) -> Mapping[str, str]:
         return given
     if given is None:
         given = reading.documentation()
-    elif isinstance(given, Path) or ("\n" not in given and Path(given).is_file()):
+    elif not isinstance(given, str) or "\n" not in given:  # one paragraph would be no text to split
+        if not os.path.isfile(given):
+            raise ValueError(f"text={os.fspath(given)[:80]!r} is neither a file nor a text of several paragraphs")
         given = Path(given).read_text(encoding="utf-8")
     return reading.split(given)
 
 
-def _tokens(where: str, tokenizer: Any) -> tuple[Callable[[str], Sequence[int]], Callable[[Sequence[int]], str]]:
-    if tokenizer == "bytes":
-        return reading.as_bytes, reading.from_bytes
-    if tokenizer is None:
-        from transformers import AutoTokenizer
+def _tokenizer(where: str, tokenizer: Any) -> Any:
+    if tokenizer == "bytes" or not (tokenizer is None or isinstance(tokenizer, (str, os.PathLike))):
+        return tokenizer
+    from transformers import AutoTokenizer
 
-        tokenizer = _had(
-            lambda: AutoTokenizer.from_pretrained(where, trust_remote_code=False), f"tokenizer of {where!r}"
-        )
-    return tokenizer.encode, tokenizer.decode
+    place = where if tokenizer is None else os.fspath(tokenizer)
+    return _had(lambda: AutoTokenizer.from_pretrained(place, trust_remote_code=False), f"tokenizer of {place!r}")
 
 
 def _had(get: Callable[[], Any], what: str) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return get()
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        why = " ".join(str(error).split())
         raise RuntimeError(
-            f"the {what} cannot be had ({type(error).__name__}: {error}). A name on the hub needs a network once; "
+            f"the {what} cannot be had ({type(error).__name__}: {why}). A name on the hub needs a network once; "
             "a folder needs config.json, *.safetensors and a tokenizer (or tokenizer='bytes')"
         ) from error
 

@@ -5,6 +5,8 @@ criterion and statistic is written for `Linear`, so models are unpacked when the
 again, so that `save_pretrained` writes what `from_pretrained` can read.
 """
 
+import copy
+import warnings
 from typing import Any
 
 import torch
@@ -12,17 +14,17 @@ from torch import Tensor, nn
 
 
 class Experts(nn.Module):
-    """The experts of one block, each with three linear layers. Does what the packed module does."""
+    """The experts of one block, each with three linear layers. Does what the packed module does, which is emptied."""
 
     def __init__(self, packed: Any) -> None:
         super().__init__()
         self.packed = [packed]  # in a list, so that its parameters are not found twice
-        gate_up, down = packed.gate_up_proj.detach(), packed.down_proj.detach()
-        gate, up = gate_up.chunk(2, dim=1)
+        gate, up = packed.gate_up_proj.detach().chunk(2, dim=1)
         self.gate_proj = nn.ModuleList(map(_linear, gate))
         self.up_proj = nn.ModuleList(map(_linear, up))
-        self.down_proj = nn.ModuleList(map(_linear, down))
+        self.down_proj = nn.ModuleList(map(_linear, packed.down_proj.detach()))
         self.act_fn = packed.act_fn
+        self.train(packed.training)
         packed.to("meta")
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -51,15 +53,21 @@ class Experts(nn.Module):
 
 
 def as_linear(model: nn.Module) -> nn.Module:
-    """Replace what is packed otherwise by `Linear` layers, in place; the model computes what it did."""
+    """Replace what is packed otherwise by `Linear` layers, in place; the model computes what it did.
+
+    Experts that do anything else with their weights than those of Mixtral stay as they are, with a warning.
+    """
     for owner, name, module in _children(model):
         if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
             layer = _linear(module.weight.detach().T)
             layer.bias = module.bias
             layer.was_conv1d = True  # type: ignore[assignment]
-            owner.register_module(name, layer)
+            owner.register_module(name, layer.train(module.training))
         elif _packs_experts(module):
             owner.register_module(name, Experts(module))
+        elif isinstance(getattr(module, "gate_up_proj", None), Tensor):
+            kind = type(module).__name__
+            warnings.warn(f"{kind} packs its experts in a way that is not known here: they stay dense", stacklevel=2)
     return model
 
 
@@ -69,9 +77,10 @@ def as_published(model: nn.Module) -> nn.Module:
 
     for owner, name, module in _children(model):
         if getattr(module, "was_conv1d", False):
-            conv = Conv1D(module.out_features, module.in_features)
+            with torch.device("meta"):
+                conv = Conv1D(module.out_features, module.in_features)
             conv.weight, conv.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
-            owner.register_module(name, conv)
+            owner.register_module(name, conv.train(module.training))
         elif isinstance(module, Experts):
             owner.register_module(name, module.repack())
     return model
@@ -83,12 +92,28 @@ def _children(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 def _linear(weight: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight.contiguous())
+    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     return layer
 
 
 def _packs_experts(module: Any) -> bool:
-    up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    if not isinstance(up, Tensor) or not isinstance(down, Tensor) or up.ndim != 3 or down.ndim != 3:
+    """Whether `Experts` would compute the same: asked of two experts with small weights, and inputs that are large."""
+    packed = dict(module.named_parameters())
+    if set(packed) != {"gate_up_proj", "down_proj"} or not hasattr(module, "act_fn"):
         return False
-    return hasattr(module, "act_fn") and up.shape == (len(down), 2 * down.shape[2], down.shape[1])
+    random = torch.Generator().manual_seed(0)
+    small = copy.copy(module)
+    small._parameters = {
+        "gate_up_proj": nn.Parameter(torch.randn(2, 16, 16, generator=random)),
+        "down_proj": nn.Parameter(torch.randn(2, 16, 8, generator=random)),
+    }
+    small.num_experts = 2
+    x = 10 * torch.randn(6, 16, generator=random)  # large enough for a limit on activations to be seen
+    index = torch.tensor([[0], [1], [1], [0], [1], [0]])
+    weights = torch.rand(6, 1, generator=random)
+    try:
+        with torch.no_grad():
+            before = small(x, index, weights)
+            return torch.allclose(before, Experts(small)(x, index, weights), rtol=1e-3)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):  # it takes other things
+        return False

@@ -8,7 +8,6 @@ another version of Python moves no paragraph to another split.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from pruninglab.tasks.data import Splits
 
 LENGTH = 128  # tokens of a window
-TENTHS = {"validation": 1, "test": 1}  # of all paragraphs; the rest is for training
+HELD_OUT = ("validation", "test")  # a tenth of all paragraphs each; the rest is for training
 
 
 def documentation() -> str:
@@ -32,22 +31,20 @@ def split(text: str) -> dict[str, str]:
     Raises:
         ValueError: one of them would be empty.
     """
-    parts: dict[str, list[str]] = {"train": [], **{name: [] for name in TENTHS}}
-    for paragraph in dict.fromkeys(part.strip("\n") for part in re.split(r"\n[ \t]*\n", text)):
+    parts: dict[str, list[str]] = {name: [] for name in ("train", *HELD_OUT)}
+    for paragraph in dict.fromkeys(part.strip("\r\n") for part in re.split(r"\n\s*\n", text)):
         if paragraph.strip():
-            tenth, name = hashlib.sha256(paragraph.strip().encode()).digest()[0] * 10 // 256, "train"
-            for held_out, tenths in TENTHS.items():
-                if 0 <= tenth < tenths:
-                    name = held_out
-                tenth -= tenths
-            parts[name].append(paragraph)
+            tenth = hashlib.sha256(paragraph.strip().encode()).digest()[0] * 10 // 256
+            parts[HELD_OUT[tenth] if tenth < len(HELD_OUT) else "train"].append(paragraph)
     for name, paragraphs in parts.items():
         if not paragraphs:
             raise ValueError(f"the text of {len(text)} characters is too short: no paragraph of it is for {name!r}")
     return {name: "\n\n".join(paragraphs) for name, paragraphs in parts.items()}
 
 
-def windows(tokens: Sequence[int], length: int = LENGTH, stride: int | None = None, what: str = "text") -> Any:
+def windows(
+    tokens: Sequence[int], length: int = LENGTH, stride: int | None = None, what: str = "text"
+) -> tuple[Tensor, Tensor]:
     """Pieces of a text and, for each of their tokens, the next one: x and y, (windows, length) int64 each.
 
     Args:
@@ -57,12 +54,24 @@ def windows(tokens: Sequence[int], length: int = LENGTH, stride: int | None = No
         what: a name for the text, for the error.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: a length below 1, or a text shorter than one window.
     """
+    if length < 1:
+        raise ValueError(f"a window has at least 1 token, not {length}")
     if len(tokens) <= length:
         raise ValueError(f"the {what} has {len(tokens)} tokens: too few for one window of {length} and the next token")
     pieces = torch.tensor(tokens, dtype=torch.int64).unfold(0, length + 1, stride or length)
     return pieces[:, :-1].contiguous(), pieces[:, 1:].contiguous()
+
+
+def check_tokens(tokens: Tensor, vocabulary: int, what: str = "data") -> None:
+    """Raises a ValueError if there are tokens that a vocabulary of so many does not have."""
+    if tokens.numel() and not bool(((tokens >= 0) & (tokens < vocabulary)).all()):
+        low, high = int(tokens.min()), int(tokens.max())
+        raise ValueError(
+            f"token ids run from 0 to {vocabulary - 1} in this model, and from {low} to {high} in the {what}: "
+            "does the tokenizer belong to the model?"
+        )
 
 
 def splits(texts: Mapping[str, str], encode: Callable[[str], Sequence[int]], length: int = LENGTH) -> Splits:
