@@ -12,10 +12,13 @@ from language_models import FAMILIES, language_model, logits, plain, text, token
 from torch import nn
 
 from pruninglab import task
+from pruninglab.cli import main
+from pruninglab.files import load_tensors
 from pruninglab.language import one_shot, repaired, scored
 from pruninglab.layers import prunable
 from pruninglab.tasks import LanguageTask, Training
 from pruninglab.tasks import text as reading
+from pruninglab.tasks.language import SHIPPED
 from pruninglab.tasks.linears import Experts, as_linear, as_published
 
 TEXT = "\n\n".join(text())
@@ -406,3 +409,19 @@ def test_the_built_in_task_is_ready_and_bytes_are_its_tokens():
     assert {name: x.shape[1] for name, (x, _) in home.data.items()} == dict.fromkeys(home.data, 128)
     assert home.decode(home.encode("naïve")) == "naïve"
     assert sum(p.numel() for p in home.model(0).parameters()) == pytest.approx(1.28e6, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_network_that_ships_can_be_made_again(tmp_path):
+    home = task("tiny-llama")
+    assert main(["tiny-llama", "--out", str(tmp_path / "again.safetensors")]) == 0
+    again = home.model(0)
+    again.load_state_dict(load_tensors(tmp_path / "again.safetensors")[0])
+    assert home.perplexity(again) == pytest.approx(home.perplexity(home.trained()), rel=0.02)
+
+
+def test_the_network_that_ships_is_a_trained_one_and_small():
+    home = task("tiny-llama")
+    assert SHIPPED.stat().st_size < 8e6
+    assert home.bits_per_byte(home.trained(), n=64) < 1.8
+    assert home.bits_per_byte(home.model(0), n=16) > 7
