@@ -19,6 +19,7 @@ from pruninglab.tasks.language import tiny_llama
 from pruninglab.tasks.training import Training
 
 FILES = "wikitext2_valid.txt", "wikitext2_test.txt"
+Cells = dict[tuple[str, str], list[dict[str, Any]]]
 METHODS = ("magnitude", "wanda", "gblm", "sparsegpt")
 BUDGETS: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5},
@@ -57,7 +58,7 @@ def quality(folder: Path, steps: int, seeds: int, windows: int, setting: str) ->
     known = {(row := json.loads(line))["cell"]: row for line in file.read_text().splitlines()} if file.exists() else {}
     about = digest(code_version(), windows, torch.get_num_threads(), *dense.state_dict().values())
     print(f"cells are kept in {file}")
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: Cells = {}
     for budget, options in BUDGETS.items():
         for method in METHODS:
             for seed in range(1 if method == "magnitude" else seeds):  # which looks at no text
@@ -74,12 +75,18 @@ def quality(folder: Path, steps: int, seeds: int, windows: int, setting: str) ->
                         out.write(json.dumps(known[cell]) + "\n")
                 print(known[cell], flush=True)
                 found.setdefault((method, budget), []).append(known[cell])
-    return table(found, task.perplexity(dense, "test", windows), steps, seeds, windows, setting)
+    size = sum(parameter.numel() for parameter in dense.parameters())
+    about_all = (
+        f"Perplexity for each byte of {windows} windows of 128 bytes of WikiText-2's test text. A Llama of "
+        f"{size / 1e6:.1f} million weights that reads bytes (the recipe of tiny-llama, {steps:,} steps on WikiText-2's "
+        "validation text) is pruned in one shot, with 128 windows of its training text: mean ± standard deviation over "
+        f"{seeds} draws of them. Dense: {task.perplexity(dense, 'test', windows):.3f}. Seconds are the processor's, "
+        "for pruning alone. The best of each column is bold."
+    )
+    return table(found, about_all, setting)
 
 
-def table(
-    found: dict[tuple[str, str], list[dict[str, Any]]], dense: float, steps: int, seeds: int, windows: int, setting: str
-) -> str:
+def table(found: Cells, about: str, setting: str) -> str:
     rows = []
     for method in METHODS:
         cells = []
@@ -94,11 +101,7 @@ def table(
         [
             f"## Quality ({setting})",
             "",
-            f"Perplexity for each byte of {windows} windows of 128 bytes of WikiText-2's test text. A Llama of 1.3 "
-            f"million weights that reads bytes (the recipe of tiny-llama, {steps:,} steps on WikiText-2's validation "
-            f"text) is pruned in one shot, with 128 windows of its training text: mean ± standard deviation over "
-            f"{seeds} draws of them. Dense: {dense:.3f}. Seconds are the processor's, for pruning alone. The best of "
-            "each column is bold.",
+            about,
             "",
             f"| | {' | '.join(BUDGETS)} | seconds |",
             "| --- " * (len(BUDGETS) + 2) + "|",
@@ -113,7 +116,7 @@ def table(
     )
 
 
-def claim(found: dict[tuple[str, str], list[dict[str, Any]]], better: tuple[str, str], worse: tuple[str, str]) -> str:
+def claim(found: Cells, better: tuple[str, str], worse: tuple[str, str]) -> str:
     """A row of the table of claims: how much higher the second perplexity is, and the verdict."""
     ones, others = ([cell["perplexity"] for cell in found[key]] for key in (better, worse))
     draws = max(len(ones), len(others))

@@ -102,7 +102,7 @@ def test_the_size_is_that_of_the_model_cut_out(t):
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 def test_gates_can_be_folded_into_the_weights(family):
-    model, x = as_linear(language_model(family)).double(), tokens(2)
+    model, x = as_linear(language_model(family, use_cache=False)).double(), tokens(2)
     _, parts = find_parts(model, x)
     assert [part.kind for part in parts] == 3 * ["heads", "neurons"]
     before, plain, gates = snapshot(model), logits(model, x), gates_of(parts)
@@ -138,13 +138,13 @@ def test_gates_have_gradients(t):
 
     grads = torch.autograd.grad(loss(), gates)
     for own, grad in zip(gates, grads, strict=True):
-        with torch.no_grad():
-            own[1] += 1e-6
+        with torch.no_grad():  # steps wide enough for norms that compute in float32
+            own[1] += 1e-3
             up = loss()
-            own[1] -= 2e-6
+            own[1] -= 2e-3
             down = loss()
-            own[1] += 1e-6
-        assert float(grad[1]) == pytest.approx(float(up - down) / 2e-6, rel=1e-4, abs=1e-8)
+            own[1] += 1e-3
+        assert float(grad[1]) == pytest.approx(float(up - down) / 2e-3, rel=1e-2, abs=1e-4)
 
 
 def test_an_error_leaves_no_gate_behind(traced):
@@ -152,7 +152,7 @@ def test_an_error_leaves_no_gate_behind(traced):
     before = snapshot(model)
     with pytest.raises(KeyboardInterrupt), gated(model, parts, gates_of(parts)):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="shorter"), gated(model, parts, gates_of(parts)[1:]):
+    with pytest.raises(ValueError, match=r"heads of model\.layers\.0 need \(2,\) gates, not \(48,\)"), gated(model, parts, gates_of(parts)[1:]):
         pass
     assert same(snapshot(model), before)
 
@@ -168,13 +168,13 @@ def test_gates_go_down_and_multipliers_up(traced):
     before = budget.log_alpha.detach().clone()
     chance = 1 / (1 + math.exp(-(math.log(99) + 2 / 3 * math.log(11))))  # of all gates, to begin with
     off = (1 - chance) - 0.5 * 0.4
-    assert float(budget.expected()) == pytest.approx(1 - chance, abs=1e-6)
+    assert budget.expected().item() == pytest.approx(1 - chance, abs=1e-6)
     excess = budget.excess(0.5)
-    assert float(excess) == pytest.approx(0.3 * off + 100 * off**2, rel=1e-4)
+    assert excess.item() == pytest.approx(0.3 * off + 100 * off**2, rel=1e-4)
     excess.backward()
     budget.step()
-    assert float(budget.linear) == pytest.approx(0.3 + 0.5 * off, rel=1e-4)
-    assert float(budget.square) == pytest.approx(100 + 100 * off**2, rel=1e-4)
+    assert budget.linear.item() == pytest.approx(0.3 + 0.5 * off, rel=1e-4)
+    assert budget.square.item() == pytest.approx(100 + 100 * off**2, rel=1e-4)
     assert bool((budget.log_alpha < before).all())  # too little is expected to go
     assert budget.log_alpha.grad is None
 
@@ -189,7 +189,7 @@ def test_the_multipliers_find_the_budget(traced, sparsity):
         loss = -(pull * torch.cat(budget.draw())).sum()
         (loss + budget.excess(min(1.0, step / 280))).backward()
         budget.step()
-    assert float(budget.expected()) == pytest.approx(sparsity, abs=0.01)
+    assert budget.expected().item() == pytest.approx(sparsity, abs=0.01)
 
 
 # ── the recipe ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +241,7 @@ def test_only_what_it_says_is_changed(t):
 
 def test_the_budget_is_met_within_a_percent_before_anything_is_cut(t, monkeypatch):
     found, final = [], Budget.final
-    monkeypatch.setattr(Budget, "final", lambda self: found.append(float(self.expected())) or final(self))
+    monkeypatch.setattr(Budget, "final", lambda self: found.append(self.expected().item()) or final(self))
     compresso(t.model(0), t, sparsity=0.3, steps=200)
     assert found == [pytest.approx(0.3, abs=0.01)]
 

@@ -29,6 +29,9 @@ def gated(model: nn.Module, parts: Sequence[Part], gates: Sequence[Tensor]) -> I
         model: a language model, or something around it such as `Adapted(model)`'s `model`.
         parts: what `structures.find_parts` found.
         gates: (structures,) for each part.
+
+    Raises:
+        ValueError: not one gate for each structure.
     """
     handles = []
     try:
@@ -48,7 +51,13 @@ def _times(factors: Tensor, _reader: nn.Module, args: tuple[Tensor, ...]) -> Ten
 
 
 def columns_of(part: Part, gates: Tensor, width: int) -> Tensor:
-    """The gate of each of the reader's inputs, (width,); 1 for an input that belongs to no structure."""
+    """The gate of each of the reader's inputs, (width,); 1 for an input that belongs to no structure.
+
+    Raises:
+        ValueError: not one gate for each structure.
+    """
+    if gates.shape != (len(part.cells),):
+        raise ValueError(f"the {part.kind} of {part.block} need ({len(part.cells)},) gates, not {tuple(gates.shape)}")
     places = part.columns.reshape(-1).to(gates.device)
     return gates.new_ones(width).index_copy(0, places, gates.repeat_interleave(part.columns.shape[1]))
 

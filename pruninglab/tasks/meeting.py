@@ -10,6 +10,7 @@ recovery, a schedule). There it waits for the others; what asked for the same tr
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,8 +74,10 @@ def _in_processes(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     parts = [jobs[worker::workers] for worker in range(workers)]
     work = (delayed(elsewhere)(part, threads, os.fspath(data_dir())) for part in parts)
     results: list[Any] = [None] * len(jobs)
-    for worker, found in enumerate(Parallel(n_jobs=workers)(work)):
-        results[worker::workers] = found
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A worker stopped")  # one that had grown is replaced: no news
+        for worker, found in enumerate(Parallel(n_jobs=workers)(work)):
+            results[worker::workers] = found
     return results
 
 
