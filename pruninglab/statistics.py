@@ -48,6 +48,7 @@ WITHOUT_DATA = ("weight", "initial_weight", "layer")
 INGREDIENTS = (*WITHOUT_DATA, "batch_grad", "batch_size", *sorted(RECORDED))
 OF_MODEL = ("model", "data", "loss", "exclude")
 FINISHING = ("total", "samples", "positions", "layer")
+ROWS = 128  # of inputs summed in their own precision, in the processor's cache; sums of those in float64
 PIECE = 1 << 24  # numbers that per-sample gradients may fill at a time
 
 
@@ -163,7 +164,8 @@ def _sum_of_squared_sample_grads(inputs: Tensor, output_grads: Tensor, layer: La
 @statistic(finish=lambda total: total.sqrt())
 def input_norm(inputs: Tensor, layer: Layer) -> Tensor:
     """ℓ2 norm of each input over all samples and positions, ‖Xⱼ‖₂ (Wanda); broadcasts against the weight."""
-    return like_weight(layer, inputs.double().square().sum((1, 2)))
+    rows = inputs.flatten(1, 2).split(ROWS, 1)
+    return like_weight(layer, torch.stack([part.square().sum(1) for part in rows]).sum(0, dtype=torch.float64))
 
 
 @statistic(finish=lambda total, positions: total / positions)
