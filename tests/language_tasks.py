@@ -2,6 +2,7 @@
 
 import torch
 
+from pruninglab.layers import prunable
 from pruninglab.tasks import LanguageTask, Training
 
 
@@ -46,3 +47,22 @@ def tiny_text_task(
         encode=lambda text: [byte % vocabulary for byte in text.encode()],
         decode=lambda tokens: "".join(chr(ord("a") + token) for token in tokens),
     )
+
+
+def inside(model):
+    """The layers of the blocks, found by their names."""
+    return {name: layer for name, layer in prunable(model).items() if name.startswith("model.layers.")}
+
+
+def calls(model, x, modules):
+    """Name → what the module was given and what it gave, when the whole model runs."""
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, given, out, name=name: seen.update({name: (given[0], out)}))
+        for name, module in modules.items()
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import close, same, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_tasks import tiny_text_task
+from language_tasks import calls, inside, tiny_text_task
 from torch import nn
 
 from pruninglab.language import ratios, sensitivity
@@ -37,11 +37,6 @@ def text():
     return task, task.model(0).double(), task.calibration(8, 0)
 
 
-def inside(model):
-    """The layers of the blocks, found by their names."""
-    return {name: layer for name, layer in prunable(model).items() if name.startswith("model.layers.")}
-
-
 def by_block(model, shares):
     """What each block loses, from what each of its layers does."""
     sizes = {name: layer.weight.numel() for name, layer in inside(model).items()}
@@ -50,20 +45,6 @@ def by_block(model, shares):
         own = [name for name in sizes if name.startswith(f"model.layers.{block}.")]
         parts[f"model.layers.{block}"] = sum(shares[n] * sizes[n] for n in own) / sum(sizes[n] for n in own)
     return parts
-
-
-def calls(model, x, modules):
-    """Name → what the module was given and what it gave, when the whole model runs."""
-    seen = {}
-    hooks = [
-        module.register_forward_hook(lambda _m, given, out, name=name: seen.update({name: (given[0], out)}))
-        for name, module in modules.items()
-    ]
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return seen
 
 
 # ── all rules ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,17 +94,13 @@ def test_weights_that_are_not_finite_are_told_of(text, rule):
         rule(model, data, 0.5)
 
 
-def groups_of(shapes):
-    return {str(i): {f"{i}.weight": nn.Linear(*shape)} for i, shape in enumerate(shapes)}
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(8, 40), st.integers(8, 40), st.floats(-2, 2)), min_size=1, max_size=6),
     st.floats(0, 0.98),
 )
 def test_only_differences_count_until_a_layer_is_whole_or_all_but_gone(parts, sparsity):
-    groups = groups_of([part[:2] for part in parts])
+    groups = {str(i): {f"{i}.weight": nn.Linear(a, b)} for i, (a, b, _) in enumerate(parts)}
     raw = {str(i): part[2] for i, part in enumerate(parts)}
     shares = ratios.budgeted(raw, groups, sparsity)
     sizes = {f"{i}.weight": a * b for i, (a, b, _) in enumerate(parts)}
@@ -286,12 +263,9 @@ def test_one_slope_is_one_directional_derivative(text):
     found = sensitivity.slopes(model, data, groups, draws=1, seed=7)
     grads, seeds = gradients(model, *data), torch.Generator().manual_seed(7)
     for name in groups:
-        z = torch.randn(grads[name].shape, generator=torch.Generator().manual_seed(int(drawn(seeds))))
+        again = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+        z = torch.randn(grads[name].shape, generator=again)
         assert found[name] == pytest.approx(abs(float((z * grads[name]).sum())), rel=1e-4)
-
-
-def drawn(seeds):
-    return torch.randint(2**62, (), generator=seeds)
 
 
 def test_slopes_are_the_same_again_and_others_with_another_seed(text):

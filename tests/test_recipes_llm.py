@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import close, make_task, same, snapshot
-from language_tasks import tiny_text_task
+from language_tasks import calls, inside, tiny_text_task
 from torch import nn
 
 from pruninglab import task as named_task
@@ -34,32 +34,13 @@ def t():
     return tiny_text_task()
 
 
-def inside(model):
-    return {name: layer for name, layer in prunable(model).items() if name.startswith("model.layers.")}
-
-
-def inputs_of(model, x, names):
-    """Layer → all that it is given when the whole model runs, a row for each token."""
-    seen = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _m, given, name=name: seen.update({name: given[0].flatten(0, 1)}))
-        for name, layer in inside(model).items()
-        if name in names
-    ]
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
 def by_hand(model, x, score, drop):
     """Prune block after block: `score(name, weight, inputs)`, and of each row the `drop` lowest go."""
     masks = {}
     for block in range(len(model.model.layers)):
-        names = [name for name in inside(model) if name.startswith(f"model.layers.{block}.")]
-        for name, rows in inputs_of(model, x, names).items():
-            weight = model.get_parameter(name).data
+        layers = {name: one for name, one in inside(model).items() if name.startswith(f"model.layers.{block}.")}
+        for name, (given, _) in calls(model, x, layers).items():
+            weight, rows = layers[name].weight.data, given.flatten(0, 1)
             mask = torch.ones_like(weight, dtype=torch.bool)
             for i, scores in enumerate(score(name, weight, rows).tolist()):
                 for j in sorted(range(len(scores)), key=scores.__getitem__)[: round(drop * len(scores))]:
