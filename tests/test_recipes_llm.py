@@ -268,3 +268,13 @@ def test_weights_that_are_not_finite_are_told_of(t, method):
     model.model.layers[0].self_attn.v_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"NaN|nan|finite"):
         method(model, t, samples=8)
+
+
+def test_gblm_goes_on_with_the_dense_model_only(home, tmp_path):
+    how = {"sparsity": 0.5, "samples": 8, "resume": tmp_path}
+    done, again = home.model(0), home.model(0)
+    first = recipe("gblm")(done, home, **how)
+    assert recipe("gblm")(again, home, **how) == first
+    assert all(torch.equal(a, b) for a, b in zip(done.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="another run"):  # its gradients are those of a pruned model
+        recipe("gblm")(done, home, **how)

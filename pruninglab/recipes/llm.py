@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from pruninglab.files import digest
 from pruninglab.language.blocks import Block
 from pruninglab.language.one_shot import Step, masked, named, one_shot, pattern_of, repaired, scored
 from pruninglab.language.ratios import Ratios, grouped, shares_by
@@ -141,7 +142,7 @@ def gblm(
     samples there are; the paper's α = 100 belongs to N = 128. With α = 0 this is Wanda.
 
     Arguments and errors as in `wanda`; `alpha` is α, at least 0, and `norm` is "l1" (the sum of absolute gradients) or
-    "l2".
+    "l2". An interrupted run goes on only with the model as it was before.
     """
     statistics = {"l1": "grad_abs", "l2": "grad_norm"}
     if norm not in statistics:
@@ -153,6 +154,8 @@ def gblm(
     text, shares = _asked(model, task, sparsity, unit, ratios, samples, seed, blocks)
     found = gradients(model, text, statistics[norm], task.loss, blocks)
     step = blended(found, alpha, samples, group, unit, norm)
+    if resume is not None:  # gradients of a model that is half pruned would be others
+        step = named(step, step.__name__, digest(*found.values()))
     return one_shot(model, text[0], step, shares, blocks=blocks, resume=resume)
 
 
