@@ -270,8 +270,8 @@ def test_weights_that_are_not_finite_are_told_of(t, method):
         method(model, t, samples=8)
 
 
-def test_gblm_goes_on_with_the_dense_model_only(home, tmp_path):
-    how = {"sparsity": 0.5, "samples": 8, "resume": tmp_path}
+def test_gblm_goes_on_with_the_dense_model_only(t, tmp_path):
+    home, how = t, {"sparsity": 0.5, "samples": 8, "resume": tmp_path}
     done, again = home.model(0), home.model(0)
     first = recipe("gblm")(done, home, **how)
     assert recipe("gblm")(again, home, **how) == first
