@@ -19,7 +19,9 @@ from pruninglab.recovery import (
     soft_loss,
 )
 
-STEPS = {"finetune": 20, "distill": 20} | dict.fromkeys(("rewind", "rewind_lr", "reinitialise", "keep_signs"), 40)
+STEPS = {"perp": 20, "finetune": 20, "distill": 20} | dict.fromkeys(
+    ("rewind", "rewind_lr", "reinitialise", "keep_signs"), 40
+)
 
 
 @pytest.fixture
