@@ -152,7 +152,10 @@ def test_an_error_leaves_no_gate_behind(traced):
     before = snapshot(model)
     with pytest.raises(KeyboardInterrupt), gated(model, parts, gates_of(parts)):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match=r"heads of model\.layers\.0 need \(2,\) gates, not \(48,\)"), gated(model, parts, gates_of(parts)[1:]):
+    with (
+        pytest.raises(ValueError, match=r"heads of model\.layers\.0 need \(2,\) gates, not \(48,\)"),
+        gated(model, parts, gates_of(parts)[1:]),
+    ):
         pass
     assert same(snapshot(model), before)
 

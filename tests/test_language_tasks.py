@@ -231,16 +231,17 @@ def test_a_model_of_each_family_is_unpacked_pruned_packed_and_read_again(family,
     assert zeros == sum(int((~mask).sum()) for mask in masks.values())
 
 
+@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
-def test_packing_undoes_unpacking(family):
-    model, packed = language_model(family).train(), language_model(family)
-    unpacked = as_linear(model)
-    assert unpacked.state_dict().keys() != packed.state_dict().keys() or family == "gpt2"
-    assert all(module.training for module in unpacked.modules())
+def test_packing_undoes_unpacking(family, mode):
+    packed = language_model(family)
+    unpacked = as_linear(language_model(family).train(mode))
+    assert all(module.training == mode for module in unpacked.modules())
+    assert family == "gpt2" or unpacked.state_dict().keys() != packed.state_dict().keys()
     state = as_published(unpacked).state_dict()
+    assert all(module.training == mode for module in unpacked.modules())
     assert state.keys() == packed.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in packed.state_dict().items())
-    assert all(module.training for module in unpacked.modules())
 
 
 def test_experts_do_in_half_precision_what_the_packed_ones_do():

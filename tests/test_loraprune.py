@@ -19,6 +19,8 @@ from pruninglab.surgery import slim
 from pruninglab.tasks import LanguageTask, Training
 from pruninglab.tasks.training import batch_at
 
+RECIPE = sys.modules["pruninglab.recipes.loraprune"]  # the name is that of the function too
+
 
 def text():
     """Windows of a text in which each word is the one before it times 3, with some noise."""
@@ -240,7 +242,7 @@ def test_importances_are_a_running_mean(trained, monkeypatch):
         return said[-1]
 
     generator = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(sys.modules["pruninglab.recipes.loraprune"], "structure_scores", planted)
+    monkeypatch.setattr(RECIPE, "structure_scores", planted)
     _, parts = find_parts(model, task.data["train"][0][:1])
     masks = loraprune(model, task, sparsity=0.5, steps=8, begin=0.0, end=0.75, every=6)  # prunes once, after step 6
     for i, part in enumerate(parts):
@@ -249,6 +251,26 @@ def test_importances_are_a_running_mean(trained, monkeypatch):
         count = len(part.cells) // 2
         assert columns.tolist() == (score >= score.sort().values[count]).tolist()
         assert columns.tolist() != (said[5][i] >= said[5][i].sort().values[count]).tolist()
+
+
+def test_what_is_gone_stays_gone_whatever_the_scores_say_later(trained, monkeypatch):
+    """With planted scores that turn round after the first pruning."""
+    task, model = trained
+    counted = []
+
+    def planted(student, before, parts, groups):
+        counted.append(1)
+        rising = [torch.arange(1.0, len(part.cells) + 1).double() for part in parts]
+        return rising if len(counted) < 3 else [1000 * score.flip(0) for score in rising]
+
+    monkeypatch.setattr(RECIPE, "structure_scores", planted)
+    _, parts = find_parts(model, task.data["train"][0][:1])
+    masks = loraprune(model, task, sparsity=0.5, steps=4, begin=0.0, end=1.0, every=2)  # after steps 2 and 4
+    for part in parts:
+        gone = ~masks[part.reader].any(0)[part.columns].any(1)
+        first = round(len(part.cells) * (0.5 - 0.5 * 0.5**3))
+        half = len(part.cells) // 2
+        assert gone.nonzero().flatten().tolist() == [*range(first), *range(len(gone) - (half - first), len(gone))]
 
 
 def test_gradients_and_matrices_belong_to_the_same_step(trained, monkeypatch):
@@ -263,7 +285,7 @@ def test_gradients_and_matrices_belong_to_the_same_step(trained, monkeypatch):
         seen.append((before, grads))
         return structure_scores(student, before, parts, groups)
 
-    monkeypatch.setattr(sys.modules["pruninglab.recipes.loraprune"], "structure_scores", spy)
+    monkeypatch.setattr(RECIPE, "structure_scores", spy)
     loraprune(model, task, sparsity=0.5, steps=6, begin=0.5, end=1.0, every=1, seed=3, rank=2, alpha=10.0)
     assert len(seen) == 6
     for step, (before, grads) in enumerate(seen[:4]):  # nothing is pruned yet

@@ -13,6 +13,7 @@ from pruninglab.masks import Masks
 from pruninglab.naming import lookup
 from pruninglab.recipes.ap import ap
 from pruninglab.recipes.bip import bip
+from pruninglab.recipes.compresso import compresso
 from pruninglab.recipes.flap import flap
 from pruninglab.recipes.icbs import icbs
 from pruninglab.recipes.lapp import lapp
@@ -21,6 +22,7 @@ from pruninglab.recipes.llm_pruner import llm_pruner
 from pruninglab.recipes.loraprune import loraprune
 from pruninglab.recipes.minitron import minitron
 from pruninglab.recipes.obspa import obspa
+from pruninglab.recipes.perp import perp
 from pruninglab.recipes.polarize import polarize
 from pruninglab.recipes.precrop import precrop
 from pruninglab.recipes.shortgpt import shortgpt
@@ -31,6 +33,7 @@ Recipe = Callable[..., Masks]
 RECIPES: dict[str, Recipe] = {
     "ap": ap,
     "bip": bip,
+    "compresso": compresso,
     "ecoflap": ecoflap,
     "flap": flap,
     "gblm": gblm,
@@ -41,6 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "minitron": minitron,
     "obspa": obspa,
     "owl": owl,
+    "perp": perp,
     "polarize": polarize,
     "precrop": precrop,
     "shortgpt": shortgpt,
@@ -64,6 +68,7 @@ __all__ = [
     "Recipe",
     "ap",
     "bip",
+    "compresso",
     "ecoflap",
     "flap",
     "gblm",
@@ -74,6 +79,7 @@ __all__ = [
     "minitron",
     "obspa",
     "owl",
+    "perp",
     "polarize",
     "precrop",
     "recipe",

@@ -156,7 +156,7 @@ class Budget:
             self.log_alpha.clamp_(-WIDEST, WIDEST)
 
     def scores(self) -> list[Tensor]:
-        """log α of each part, float64 on the CPU: the lowest go."""
+        """The log α of each part, float64 on the CPU: the lowest go."""
         return list(self.log_alpha.detach().double().cpu().split(self.sizes))
 
     def final(self) -> list[Tensor]:

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from pruninglab import perp as recovery
 from pruninglab.language.blocks import find_blocks
 from pruninglab.language.one_shot import Step, one_shot, scored
 from pruninglab.layers import prunable
 from pruninglab.masks import Masks
+from pruninglab.perp import Parts, share
+from pruninglab.perp import perp as retrain
 from pruninglab.pruning import check_sparsity
 from pruninglab.tasks import Task
 
@@ -20,7 +21,7 @@ def perp(
     seed: int = 0,
     samples: int = 128,
     step: Step | None = None,
-    parts: recovery.Parts | None = None,
+    parts: Parts | None = None,
     rank: int = 8,
     alpha: float = 16.0,
     steps: int = 100,
@@ -55,8 +56,8 @@ def perp(
         for name, block in find_blocks(model, blocks).items()
         for own, layer in prunable(block).items()
     }
-    recovery.share(model, Masks(unpruned), parts, rank=rank)  # raises now what it would raise after pruning
+    share(model, Masks(unpruned), parts, rank=rank)  # raises now what it would raise after pruning
     x, _ = task.calibration(samples, seed)
     masks = one_shot(model, x, step or scored("magnitude", "layer"), sparsity, blocks=blocks)
-    recovery.perp(model, masks, task, seed=seed, parts=parts, rank=rank, alpha=alpha, steps=steps, lr=lr)
+    retrain(model, masks, task, seed=seed, parts=parts, rank=rank, alpha=alpha, steps=steps, lr=lr)
     return masks

@@ -49,7 +49,7 @@ class Experts(nn.Module):
         parts: tuple[Any, ...] = (self.gate_proj, self.up_proj, self.down_proj)
         gate, up, down = (torch.stack([layer.weight.detach() for layer in layers]) for layers in parts)
         packed.gate_up_proj, packed.down_proj = nn.Parameter(torch.cat([gate, up], 1)), nn.Parameter(down)
-        return packed
+        return packed.train(self.training)
 
 
 def as_linear(model: nn.Module) -> nn.Module:
