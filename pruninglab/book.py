@@ -52,7 +52,14 @@ def chapters() -> list[Chapter]:
     ]
 
 
-def run(path: Path, out: Path, parameters: dict[str, Any] | None = None, *, strict: bool = True) -> float:
+def run(
+    path: Path,
+    out: Path,
+    parameters: dict[str, Any] | None = None,
+    *,
+    strict: bool = True,
+    claims: Path | None = None,
+) -> float:
     """Execute one notebook through papermill, and return how many seconds it took.
 
     Args:
@@ -60,6 +67,7 @@ def run(path: Path, out: Path, parameters: dict[str, Any] | None = None, *, stri
         out: the executed copy; written as far as it got even if a cell fails.
         parameters: for its `parameters` cell (`seed`, `fast`, …).
         strict: whether claims that do not come out as stated are errors.
+        claims: a file that each claim adds a line of JSON to.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed.
@@ -69,6 +77,8 @@ def run(path: Path, out: Path, parameters: dict[str, Any] | None = None, *, stri
     out.parent.mkdir(parents=True, exist_ok=True)
     # Inherited by the kernel. A bar is for somebody who waits; in a copy that is read later it is only in the way.
     settings = {"PRUNINGLAB_STRICT": str(int(strict)), "TQDM_DISABLE": "1"}
+    if claims is not None:
+        settings["PRUNINGLAB_CLAIMS"] = str(claims.absolute())  # the kernel works in another folder
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     start = time.perf_counter()
@@ -80,6 +90,12 @@ def run(path: Path, out: Path, parameters: dict[str, Any] | None = None, *, stri
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     return time.perf_counter() - start
+
+
+def failure(error: Exception) -> str:
+    """What went wrong in a chapter, in one line: the error of its cell, or else of running it."""
+    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    return f"{name}: {text}".splitlines()[0]
 
 
 def run_all(out: Path, parameters: dict[str, Any] | None = None) -> "pd.DataFrame":
@@ -96,7 +112,7 @@ def run_all(out: Path, parameters: dict[str, Any] | None = None) -> "pd.DataFram
                 run(chapter.path, out / chapter.path.name, parameters)
                 state = "ok"
             except PapermillExecutionError as error:
-                state = f"{error.ename}: {error.evalue}".splitlines()[0]
+                state = failure(error)
             seconds = round(time.perf_counter() - start, 1)
             rows.append({"chapter": chapter.path.stem, "seconds": seconds, "state": state})
     return pd.DataFrame(rows)

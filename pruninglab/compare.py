@@ -1,38 +1,35 @@
-"""Criteria × sparsities × seeds → one tidy table, with the baselines always in.
+"""Criteria × answers to the other questions × sparsities × seeds → one tidy table, with the baselines always in.
 
 Every run starts from the same trained network of its seed, gets the same calibration data and the same recovery, and
-is measured on the same test split. What it cost stands beside what it reached.
+is measured on the same splits. What it cost stands beside what it reached. Nothing here chooses by the test split:
+who wants to choose has the column `validation`.
 """
 
-import os
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from pruninglab import allocation as allocations
 from pruninglab import tasks, units
 from pruninglab.allocation import Allocation
 from pruninglab.criteria import CRITERIA, Criterion, needs
 from pruninglab.criteria import find as find_criterion
-from pruninglab.files import cache_dir, code_version, data_dir
-from pruninglab.fingerprint import fingerprint
+from pruninglab.files import cache_dir
 from pruninglab.layers import Exclude, entries
-from pruninglab.masks import Masks
+from pruninglab.metrics import METRICS, Metric
 from pruninglab.naming import label, resolve, whole
-from pruninglab.progress import progress, quietly
+from pruninglab.progress import progress
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery
+from pruninglab.runs import Row, Run, do, failed, measured
 from pruninglab.schedules import SCHEDULES, Schedule, one_shot
-from pruninglab.statistics import STATISTICS, Statistic
+from pruninglab.statistics import STATISTICS
 from pruninglab.store import Store
-from pruninglab.tasks import Task, clock, together
-from pruninglab.tasks.meeting import elsewhere, processes
-from pruninglab.tasks.training import OnStep
+from pruninglab.tasks import Task, together
+from pruninglab.tasks.workers import spread, workers
 from pruninglab.units import Grouping, Pattern, Structure
 
 if TYPE_CHECKING:
@@ -40,46 +37,32 @@ if TYPE_CHECKING:
 
 BASELINES = ("random", "magnitude")
 SIDE_BY_SIDE = 10  # runs that train as one: more would hardly be quicker, and an interruption would lose more
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that makes one run: no names, but what they stood for, so that it can be sent to another process."""
-
-    task: Task
-    criterion: Criterion
-    statistics: dict[str, Statistic]
-    unit: str | Pattern | Grouping | Structure
-    allocation: Allocation
-    exclude: tuple[Exclude, ...]
-    schedule: Schedule
-    recovery: Recovery | None
-    sparsity: float
-    seed: int
-    calibration: int
-
-    def key(self) -> str:
-        """What the result is stored under; the library's own code is part of it."""
-        task = (self.task.name, self.task.training, self.task.load, self.task.build)  # data are what `load` makes
-        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": task}))
+ANSWERS = ("task", "unit", "allocation", "schedule", "recovery")
+Unit = str | Pattern | Grouping | Structure
+Runs = dict[Any, Run]
+Shared = dict[str, Any]  # of `Run`'s attributes those that runs have in common
 
 
 def compare(
     criteria: str | Criterion | Iterable[str | Criterion] = (),
     *,
-    task: str | Task = "digits-mlp",
+    task: str | Task | list[str | Task] = "digits-mlp",
     sparsity: float | Iterable[float] = (0.5, 0.8, 0.9, 0.95),
-    unit: str | Pattern | Grouping | Structure = "weight",
-    allocation: str | Allocation = "global",
-    schedule: str | Schedule = "one_shot",
-    recovery: str | Recovery | None = None,
+    unit: Unit | list[Unit] = "weight",
+    allocation: str | Allocation | list[str | Allocation] = "global",
+    schedule: str | Schedule | list[str | Schedule] = "one_shot",
+    recovery: str | Recovery | list[str | Recovery | None] | None = None,
     exclude: Exclude | Iterable[Exclude] = (),
     seeds: int | Iterable[int] = 5,
     calibration: int = 256,
-    n_jobs: int = 1,
+    metrics: str | Metric | Iterable[str | Metric] = (),
+    time_limit: float | None = None,
+    n_jobs: int | None = None,
     cache: bool = True,
 ) -> "pd.DataFrame":
     """Prune the same trained networks by each criterion to each sparsity, and measure.
+
+    `task`, `unit`, `allocation`, `schedule` and `recovery` may each be a list: then all combinations are run.
 
     Args:
         criteria: names or functions; "random" and "magnitude" are added where they are missing.
@@ -92,15 +75,22 @@ def compare(
         exclude: layers to leave alone, as in `prune`.
         seeds: how many (0, 1, …), or which.
         calibration: how many training samples criteria may look at.
-        n_jobs: how many processes share the work; -1 for one on each core.
+        metrics: names in `METRICS` ("corrupted", "worst_class", …) or functions `(model, task) -> float`; each is a
+            column.
+        time_limit: how many seconds one pruning may take.
+        n_jobs: how many processes share the work; -1 for one on each core. If not given, one, or what an active
+            `joblib.parallel_config` says: with `joblib.parallel_config("dask")` the work goes to a cluster.
         cache: whether results are stored, and looked up, so that an interrupted or repeated sweep goes on.
 
     Returns:
         A row for each run: `task`, `criterion`, `unit`, `allocation`, `schedule`, `recovery`, `sparsity` (asked),
         `achieved` (of the weights that masks speak of, also where channels were asked for), `seed`, `accuracy_before`
-        and `accuracy` (before and after recovery), `seconds_pruning`, `seconds_recovery` and gradient `steps`, not
-        counting the dense training (which schedules that begin at the first weights do without). The unpruned network
-        is there as criterion "dense".
+        and `accuracy` (before and after recovery, on the test split), `validation` (after recovery, on that split), the
+        metrics, `seconds_pruning`, `seconds_recovery` and gradient `steps`, not counting the dense training (which
+        schedules that begin at the first weights do without), `forward_passes` (batches that the network was run on in
+        order to prune it) and `note`. Where a run fails (scores that are NaN or of a wrong shape, an unknown statistic,
+        an error, too much time) its note says why, its numbers are NaN, and the others go on. The unpruned network is
+        there as criterion "dense".
 
     Raises:
         ValueError, TypeError: a wrong name or number, no seed, or what does not fit together; before anything runs.
@@ -109,66 +99,83 @@ def compare(
 
     chosen = [criteria] if isinstance(criteria, str) or callable(criteria) else list(criteria)
     chosen += [name for name in BASELINES if name not in chosen and CRITERIA[name] not in chosen]
-    functions, labels = [find_criterion(criterion) for criterion in chosen], _labels(chosen)
-    statistics = [{need: STATISTICS[need] for need in needs(f) if need in STATISTICS} for f in functions]
-    home, places = tasks.find(task), allocations.find(allocation)
+    functions = [find_criterion(criterion) for criterion in chosen]
+    labels = _labels(chosen)
+    which = [whole("a seed", seed) for seed in (seeds if isinstance(seeds, Iterable) else range(whole("seeds", seeds)))]
+    levels = list(sparsity) if isinstance(sparsity, Iterable) and not isinstance(sparsity, str) else [sparsity]
+    for level in levels:
+        check_sparsity(level)
+    levels = [float(level) for level in levels]
+    if not which or not levels:
+        raise ValueError(
+            f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
+        )
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"time_limit is a number of seconds above 0, not {time_limit}")
+    workers(n_jobs)
+    asked = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    measures = {label(metric): resolve("metric", metric, METRICS) for metric in asked}
+    common: Shared = {"exclude": entries(exclude), "calibration": whole("calibration", calibration)}
+    common |= {"metrics": measures, "limit": time_limit}
+
+    each: tuple[Any, ...] = (task, unit, allocation, schedule, recovery)
+    given = [answer if isinstance(answer, list) else [answer] for answer in each]
+    for name, some in zip(ANSWERS, given, strict=True):
+        if not some:
+            raise ValueError(f"{name} is an empty list: give one answer or a list of some")
+    settings = list(product(*given))
+    homes: dict[str, Task] = {}
+    runs: Runs = {}
+    for place, answers in enumerate(settings):
+        own_levels, shared = _checked(answers, levels, common)
+        home = shared["task"]
+        if homes.setdefault(home.name, home) is not home:
+            raise ValueError(f"two tasks share the name {home.name!r}")
+        for seed, level, i in product(which, own_levels, range(len(functions))):
+            own: Shared = {"criterion": functions[i], "statistics": {}, "sparsity": level, "seed": seed}
+            runs[(place, seed, level, i)] = Run(**shared, **common, **own)
+    unfit = {i: note for i, function in enumerate(functions) if (note := _unfit(function))}
+    dense = _dense(homes, which, measures)
+    fit = {place: _with_statistics(run) for place, run in runs.items() if place[-1] not in unfit}
+    found = _found(fit, n_jobs, cache)
+
+    rows = []
+    for place, answers in enumerate(settings):
+        names = dict(zip(ANSWERS, map(label, answers), strict=True)) | {"task": tasks.find(answers[0]).name}
+        rows += [names | {"criterion": "dense"} | dense[names["task"], seed] for seed in which]
+        for there, run in runs.items():
+            if there[0] == place:
+                row = found.get(there) or failed(measures, unfit[there[-1]])
+                row = {"sparsity": run.sparsity, "seed": run.seed} | row
+                rows.append(names | {"criterion": labels[there[-1]]} | row)
+    table = pd.DataFrame(rows)
+    for criterion, lost in table[table["achieved"].isna()].groupby("criterion", sort=False):
+        warnings.warn(f"{len(lost)} runs of {criterion!r} failed: {lost['note'].iloc[0]}", stacklevel=2)
+    first = ["task", "criterion", *ANSWERS[1:], "sparsity", "achieved", "seed", "accuracy_before", "accuracy"]
+    return table[[*first, *(column for column in table if column not in first)]]
+
+
+def _checked(answers: tuple[Any, ...], levels: list[float], common: Shared) -> tuple[list[float], Shared]:
+    """The sparsities of one combination of answers, and what its runs share.
+
+    Raises:
+        ValueError, TypeError: a wrong name, or what does not fit together.
+    """
+    task, unit, allocation, schedule, recovery = answers
+    home, shape, places = tasks.find(task), units.find(unit), allocations.find(allocation)
     when = resolve("schedule", schedule, SCHEDULES)
     repair = None if recovery is None else resolve("recovery", recovery, RECOVERIES)
-    left_out = entries(exclude)
-    levels = list(sparsity) if isinstance(sparsity, Iterable) and not isinstance(sparsity, str) else [sparsity]
-    shape = units.find(unit)
     if isinstance(shape, Pattern):
         levels = [1 - shape.density]
         if when is not one_shot:
             fixed = f"unit {shape.name} fixes sparsity={levels[0]:g}"
             raise ValueError(f"{fixed}: schedule must be 'one_shot', not {label(schedule)!r}")
-    for level in levels:
-        check_sparsity(level)
-    levels = [float(level) for level in levels]
-    which = [whole("a seed", seed) for seed in (seeds if isinstance(seeds, Iterable) else range(whole("seeds", seeds)))]
-    processes(n_jobs)
-    if not which or not levels:
-        raise ValueError(
-            f"compare needs at least one seed and one sparsity, not seeds={seeds!r}, sparsity={sparsity!r}"
-        )
-    calibration = whole("calibration", calibration)
-    home.calibration(calibration)
+    home.calibration(common["calibration"])
     for level in levels:  # what does not fit together is told by an untrained network
         data = home.calibration(1) if isinstance(shape, Structure) else None
         trial = "uniform" if allocations.measures(places) else places
-        prune(home.model(), sparsity=level, unit=unit, allocation=trial, exclude=left_out, data=data)
-
-    shared = (unit, places, left_out, when, repair)
-    runs = {
-        (seed, level, i): Run(home, functions[i], statistics[i], *shared, level, seed, calibration)
-        for seed, level, i in product(which, levels, range(len(functions)))
-    }
-    answers = {"unit": unit, "allocation": allocation, "schedule": schedule, "recovery": recovery}
-    names = {"task": home.name} | {column: label(answer) for column, answer in answers.items()}
-    rows: dict[Any, dict[str, Any]] = {}
-    for seed in which:
-        before = home.accuracy(home.trained(seed))
-        dense = {"sparsity": 0.0, "achieved": 0.0, "seed": seed, "accuracy_before": before, "accuracy": before}
-        rows[(seed, -1)] = (
-            {"criterion": "dense"} | dense | {"seconds_pruning": 0.0, "seconds_recovery": 0.0, "steps": 0}
-        )
-    store = Store(cache_dir() / "runs.sqlite") if cache else None
-    keys = {place: run.key() for place, run in runs.items()} if store else {}
-    stored = {place: row for place, key in keys.items() if store and (row := store[key])}
-    missing = {place: run for place, run in runs.items() if place not in stored}
-    with progress(total=len(runs), initial=len(stored), desc=f"comparing on {home.name}", unit="run", delay=1) as bar:
-        for place, row in _results(missing, n_jobs):
-            stored[place] = row
-            if store:
-                store[keys[place]] = row
-            bar.update()
-    if store:
-        store.close()
-    for place in runs:
-        rows[place] = {"criterion": labels[place[2]]} | stored[place]
-    table = pd.DataFrame([names | row for row in rows.values()])
-    first = ["task", "criterion", "unit", "allocation", "schedule", "recovery", "sparsity", "achieved", "seed"]
-    return table[[*first, *(column for column in table if column not in first)]]
+        prune(home.model(), sparsity=level, unit=unit, allocation=trial, exclude=common["exclude"], data=data)
+    return levels, {"task": home, "unit": unit, "allocation": places, "schedule": when, "recovery": repair}
 
 
 def _labels(chosen: list[str | Criterion]) -> list[str]:
@@ -184,100 +191,79 @@ def _labels(chosen: list[str | Criterion]) -> list[str]:
     return found
 
 
-def _results(runs: dict[Any, Run], n_jobs: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Rows as they come, in any order. Runs of one criterion and sparsity go side by side, for they train alike."""
-    alike: dict[Any, dict[Any, Run]] = {}
+def _unfit(criterion: Criterion) -> str:
+    """Why a criterion cannot run at all: it asks for what is not known."""
+    try:
+        needs(criterion)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _with_statistics(run: Run) -> Run:
+    names = [need for need in needs(run.criterion) if need in STATISTICS]
+    return replace(run, statistics={name: STATISTICS[name] for name in names})
+
+
+def _dense(homes: dict[str, Task], seeds: list[int], metrics: dict[str, Metric]) -> dict[tuple[str, int], Row]:
+    """The row of each unpruned network."""
+    rows = {}
+    for (name, home), seed in product(homes.items(), seeds):
+        row = measured(home.trained(seed), home, metrics)
+        row = {"sparsity": 0.0, "achieved": 0.0, "seed": seed, "accuracy_before": row["accuracy"]} | row
+        cost = {"seconds_pruning": 0.0, "seconds_recovery": 0.0, "steps": 0, "forward_passes": 0}
+        rows[name, seed] = row | cost | {"note": ""}
+    return rows
+
+
+# ── doing the runs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
+    """The row of each run: from the store, or by doing it. What failed is not stored."""
+    store = Store(cache_dir() / "runs.sqlite") if cache else None
+    keys = {place: run.key() for place, run in runs.items()} if store else {}
+    found = {place: row for place, key in keys.items() if store and (row := store[key])}
+    missing = {place: run for place, run in runs.items() if place not in found}
+    with progress(total=len(runs), initial=len(found), desc="comparing", unit="run", delay=1) as bar:
+        for place, row in _results(missing, n_jobs):
+            found[place] = row
+            if store and row["achieved"] == row["achieved"]:  # not NaN
+                store[keys[place]] = row
+            bar.update()
+    if store:
+        store.close()
+    return found
+
+
+def _results(runs: Runs, n_jobs: int | None) -> Iterator[tuple[Any, Row]]:
+    """Rows as they come, in any order. Runs that differ in their seed alone go side by side, for they train alike."""
+    alike: dict[Any, Runs] = {}
     for place, run in runs.items():
-        alike.setdefault(place[1:], {})[place] = run
+        setting, _, *rest = place
+        alike.setdefault((setting, *rest), {})[place] = run
     groups = [part for group in alike.values() for part in _parts(group)]
-    if n_jobs == 1 or len(groups) < 2:
+    if workers(n_jobs) == 1 or len(groups) < 2:
         for group in groups:
             yield from zip(group, together(_jobs(group)), strict=True)
         return
-    from joblib import Parallel, cpu_count, delayed
-
-    threads = max(1, cpu_count() // processes(n_jobs))
-    jobs = (delayed(_run_elsewhere)(group, threads, os.fspath(data_dir())) for group in groups)
-    for rows in Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs):
+    for rows in spread(_elsewhere, groups, n_jobs):
         yield from rows.items()
 
 
-def _run_elsewhere(group: dict[Any, Run], threads: int, data: str) -> dict[Any, dict[str, Any]]:
+def _elsewhere(group: Runs) -> dict[Any, Row]:
     for run in group.values():
         STATISTICS.update(run.statistics)
-    return dict(zip(group, elsewhere(_jobs(group), threads, data), strict=True))
+    return dict(zip(group, together(_jobs(group)), strict=True))
 
 
-def _jobs(group: dict[Any, Run]) -> list[partial[dict[str, Any]]]:
-    return [partial(_run, run) for run in group.values()]
+def _jobs(group: Runs) -> list[partial[Row]]:
+    return [partial(do, run) for run in group.values()]
 
 
-def _parts(runs: dict[Any, Run]) -> Iterator[dict[Any, Run]]:
+def _parts(runs: Runs) -> Iterator[Runs]:
     """Runs that train, several at a time; others one by one, so that an interruption loses less."""
     places = list(runs)
     trains = any(run.recovery is not None or run.schedule is not one_shot for run in runs.values())
     n = SIDE_BY_SIDE if trains else 1
     return ({place: runs[place] for place in places[i : i + n]} for i in range(0, len(places), n))
-
-
-class _Train:
-    """Training as schedules want it, that remembers how many gradient steps it took."""
-
-    def __init__(self, model: nn.Module, task: Task, seed: int) -> None:
-        self.model, self.task, self.seed = model, task, seed
-        self.steps, self.whole = task.training.steps // 2, task.training.steps
-        self.spent = self.start = 0
-
-    def __call__(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
-        losses = self.task.train(self.model, masks=masks, on_step=on_step, steps=self.steps, seed=self.seed + 1)
-        self.spent += len(losses)
-
-    def rewind(self, to: float = 0.0) -> None:
-        self.model.load_state_dict(self.task.trained(self.seed, until=to).state_dict())
-        self.start = round(to * self.whole)
-
-    def rest(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
-        losses = self.task.train(self.model, masks=masks, on_step=on_step, seed=self.seed, start=self.start)
-        self.spent += len(losses)
-
-
-def _run(run: Run) -> dict[str, Any]:
-    """Do one run: prune by the schedule, measure, recover, measure."""
-    task = run.task
-    model = task.trained(run.seed)
-    initial = task.model(run.seed) if "initial_weight" in run.statistics else None
-    data = task.calibration(run.calibration, run.seed)
-    generator = torch.Generator().manual_seed(run.seed)
-
-    def prune_to(sparsity: float, within: Masks | None = None) -> Masks:
-        return prune(
-            model,
-            sparsity=sparsity,
-            criterion=run.criterion,
-            unit=run.unit,
-            allocation=run.allocation,
-            data=data,
-            loss=task.loss,
-            initial=initial,
-            within=within,
-            seed=generator,
-            exclude=run.exclude,
-        )
-
-    train = _Train(model, task, run.seed)
-    start = clock()
-    with quietly():
-        masks = run.schedule(run.sparsity, prune_to, train)
-    pruned = clock()
-    row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
-    row |= {"seed": run.seed, "accuracy_before": task.accuracy(model)}
-    steps, began = train.spent, clock()
-    if run.recovery is not None:
-        steps += run.recovery(model, masks, task, seed=run.seed)
-    seconds = clock() - began
-    return row | {
-        "accuracy": task.accuracy(model),
-        "seconds_pruning": pruned - start,
-        "seconds_recovery": seconds,
-        "steps": steps,
-    }

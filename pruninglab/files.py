@@ -107,5 +107,5 @@ def code_version(folder: str = "") -> str:
     """A hash of the library's own source (of one of its folders): cached results die with the code that made them."""
     sources = sorted((PACKAGE / folder).rglob("*.py"))
     if not folder:  # how results are drawn does not change them
-        sources = [path for path in sources if "notebook" not in path.parts]
+        sources = [path for path in sources if "notebook" not in path.relative_to(PACKAGE).parts]
     return digest(*(path.read_bytes() for path in sources))

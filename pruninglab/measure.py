@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from pruninglab.batches import Inputs, call
 from pruninglab.files import save_tensors
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
+from pruninglab.metrics import robustness as robustness
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import evaluating

@@ -63,3 +63,14 @@ def batch():
     """Eleven inputs and labels for `mlp`."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(11, 6, generator=generator), torch.randint(3, (11,), generator=generator)
+
+
+LONG_CHAPTERS = ("04_", "05_", "06_", "07_", "08_", "09_")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long chapters in full are slow tests; each chapter's quick version, with another seed, is not."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.name.startswith(LONG_CHAPTERS):
+            item.add_marker(pytest.mark.slow)

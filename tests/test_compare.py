@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers import blobs, make_task
 
+import pruninglab.runs
 from pruninglab import compare, criterion, prune, statistic, task
 from pruninglab.allocation import global_
 from pruninglab.criteria import magnitude
@@ -34,7 +35,8 @@ module = importlib.import_module("pruninglab.compare")  # the name in the packag
 
 COLUMNS = [
     "task", "criterion", "unit", "allocation", "schedule", "recovery", "sparsity", "achieved", "seed",
-    "accuracy_before", "accuracy", "seconds_pruning", "seconds_recovery", "steps",
+    "accuracy_before", "accuracy", "validation", "seconds_pruning", "seconds_recovery", "steps", "forward_passes",
+    "note",
 ]  # fmt: skip
 
 
@@ -46,8 +48,8 @@ def _own_cache(data_folder):
 @pytest.fixture
 def runs(monkeypatch):
     """The runs that are really done."""
-    done, true = [], module._run
-    monkeypatch.setattr(module, "_run", lambda run: done.append(run) or true(run))
+    done, true = [], module.do
+    monkeypatch.setattr(module, "do", lambda run: done.append(run) or true(run))
     return done
 
 
@@ -289,7 +291,6 @@ def test_numpys_numbers_are_numbers(tiny, runs):
     ("options", "kind", "match"),
     [
         ({"criteria": "mgnitude"}, ValueError, "unknown criterion"),
-        ({"criteria": lambda weight, gard: weight}, ValueError, "'gard'"),
         ({"criteria": [3]}, TypeError, "a criterion is a name or a function"),
         ({"task": "digits"}, ValueError, "unknown task"),
         ({"task": 3}, TypeError, "a task is a name or a Task, not 3"),
@@ -301,6 +302,12 @@ def test_numpys_numbers_are_numbers(tiny, runs):
         ({"exclude": "conv9"}, ValueError, "matches no layer"),
         ({"schedule": 3}, TypeError, "a schedule is a name or a function, not 3"),
         ({"recovery": 3}, TypeError, "a recovery is a name or a function, not 3"),
+        ({"task": []}, ValueError, "task is an empty list"),
+        ({"unit": ["weight", "rwo"]}, ValueError, "unknown unit"),
+        ({"unit": ["weight", "2:4"], "schedule": ["one_shot", "gradual"]}, ValueError, "fixes sparsity"),
+        ({"metrics": "corupted"}, ValueError, "unknown metric.*Did you mean 'corrupted'"),
+        ({"metrics": [3]}, TypeError, "a metric is a name or a function, not 3"),
+        ({"time_limit": 0}, ValueError, "seconds above 0, not 0"),
         ({"n_jobs": 0}, ValueError, "n_jobs"),
         ({"n_jobs": 1.5}, TypeError, "n_jobs must be a whole number"),
         ({"seeds": 2.0}, TypeError, "seeds must be a whole number"),
@@ -323,6 +330,161 @@ def test_what_is_wrong_is_said_before_anything_runs(tiny, runs, monkeypatch, opt
     with pytest.raises(kind, match=match):
         compare(**({"task": tiny} | options))
     assert not runs
+
+
+# ── several answers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lists_of_answers_are_combined(tiny, runs):
+    other = make_task("other", splits=blobs(1))
+    lists = {"task": [tiny, other], "unit": ["weight", "2:4"], "recovery": [None, partial(finetune, steps=3)]}
+    table = compare("taylor", **lists, sparsity=[0.6, 0.9], seeds=2)
+    names = ["task", "unit", "recovery"]
+    counts = table[table["criterion"] != "dense"].groupby(names).size().to_dict()
+    both = ("none", "finetune(steps=3)")
+    expected = {(t, u, r): 3 * 2 * n for t in ("tiny", "other") for u, n in (("weight", 2), ("2:4", 1)) for r in both}
+    assert counts == expected
+    assert len(runs) == sum(expected.values())
+    assert (table[table["criterion"] == "dense"].groupby(names).size() == 2).all(), "dense in each"
+    one = compare("taylor", task=other, unit="2:4", recovery=partial(finetune, steps=3), sparsity=[0.6, 0.9], seeds=2)
+    assert len(runs) == sum(expected.values()), "as it is alone"
+    mine = (table["task"] == "other") & (table["unit"] == "2:4") & (table["recovery"] != "none")
+    pd.testing.assert_frame_equal(table[mine].reset_index(drop=True), one)
+
+
+# ── what goes wrong in a run ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def nan(weight):
+    return weight / 0 * 0
+
+
+def flat(weight):
+    return weight.flatten()
+
+
+def raising(weight, grad):
+    raise RuntimeError("no idea\nat all")
+
+
+def endless(weight):
+    while True:
+        pass
+
+
+def unknown(weight, gard):
+    return weight
+
+
+BAD = {
+    nan: "gave NaN for",
+    flat: "must return scores shaped (16, 8) for layer",
+    raising: "RuntimeError: no idea",
+    endless: "TimeLimit: pruning by endless took longer than 0.5 s",
+    unknown: "'gard'. Did you mean 'grad'?",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
+@pytest.mark.parametrize("recovery", [None, "finetune"])
+def test_a_run_that_fails_says_so_and_the_others_go_on(tiny, runs, bad, recovery):
+    options = {"task": tiny, "sparsity": 0.5, "seeds": 2, "recovery": recovery}
+    with pytest.warns(UserWarning, match=f"2 runs of '{bad.__name__}' failed"):
+        table = compare([bad, "taylor"], **options, metrics="worst_class", time_limit=0.5)
+    failed = table[table["criterion"] == bad.__name__]
+    assert len(failed) == 2
+    assert failed["note"].str.contains(BAD[bad], regex=False).all(), failed["note"].iloc[0]
+    assert failed[["achieved", "accuracy", "worst_class", "steps", "forward_passes"]].isna().all().all()
+    assert (failed["sparsity"] == 0.5).all()
+    others = table[table["criterion"] != bad.__name__]
+    assert (others["note"] == "").all()
+    pd.testing.assert_frame_equal(
+        others.reset_index(drop=True), compare("taylor", **options, metrics="worst_class"), check_dtype=False
+    )
+
+
+def test_what_failed_is_tried_again(tiny, runs):
+    def sometimes(weight):
+        if len(runs) < 6:
+            raise RuntimeError("not now")
+        return weight.abs()
+
+    for expected in (3, 4):
+        with pytest.warns(UserWarning, match="failed: RuntimeError: not now"):
+            compare(sometimes, task=tiny, sparsity=0.5, seeds=1)
+        assert len(runs) == expected
+    runs += [None] * 6
+    table = compare(sometimes, task=tiny, sparsity=0.5, seeds=1).set_index("criterion")
+    assert table.loc["sometimes", "accuracy"] == table.loc["magnitude", "accuracy"]
+
+
+def test_a_time_limit_changes_no_result(tiny, runs):
+    free = compare("taylor", task=tiny, sparsity=0.5, seeds=1)
+    pd.testing.assert_frame_equal(compare("taylor", task=tiny, sparsity=0.5, seeds=1, time_limit=60), free)
+    assert len(runs) == 3, "nor the key"
+
+
+def test_scores_that_are_all_equal_are_noted(tiny):
+    def constant(weight):
+        return 0 * weight
+
+    def of_layers(weight):
+        return torch.full_like(weight, weight.abs().mean())
+
+    table = compare([constant, of_layers, "snip"], task=tiny, sparsity=0.5, seeds=2).set_index("criterion")
+    assert table.loc[["constant", "of_layers"], "note"].str.contains("decided by position").all()
+    assert table.loc[["constant", "of_layers"], "accuracy"].notna().all()
+    assert (table.loc[["dense", "random", "magnitude", "snip"], "note"] == "").all()
+
+
+# ── cost, metrics, and what may be seen ───────────────────────────────────────────────────────────────────────────
+
+
+def test_forward_passes_are_counted(tiny):
+    table = compare(["taylor", "magnitude"], task=tiny, sparsity=0.5, seeds=1, calibration=300).set_index("criterion")
+    assert table.loc["taylor", "forward_passes"] == 3, "batches of 128"
+    assert table.loc["magnitude", "forward_passes"] == 0
+    rounds = compare("taylor", task=tiny, sparsity=0.5, seeds=1, schedule=iterative(4), calibration=100)
+    assert rounds.set_index("criterion").loc["taylor", "forward_passes"] == 4, "training is counted in steps"
+
+
+def test_metrics_are_columns(tiny, runs):
+    def zeros(model, task):
+        return float(sum((p == 0).sum() for p in model.parameters()))
+
+    table = compare(task=tiny, sparsity=0.5, seeds=1, metrics=["worst_class", zeros]).set_index("criterion")
+    assert table.loc["magnitude", "zeros"] >= 178 > table.loc["dense", "zeros"]
+    assert (table["worst_class"] <= table["accuracy"]).all()
+    assert len(runs) == 2
+    compare(task=tiny, sparsity=0.5, seeds=1)
+    assert len(runs) == 4, "metrics are part of the key"
+
+
+def test_nothing_is_chosen_by_the_test_split(runs):
+    """With other labels there, only what is measured on it changes, whatever was done."""
+    splits = blobs()
+    scrambled = splits | {"test": (splits["test"][0].flip(0) * 3, splits["test"][1].roll(1))}
+    tables = []
+    for parts in (splits, scrambled):
+        options = {"task": make_task(splits=parts), "seeds": 2, "sparsity": [0.5, 0.8], "cache": False}
+        options |= {
+            "unit": ["weight", "row"],
+            "schedule": ["one_shot", lottery(2)],
+            "recovery": partial(finetune, steps=5),
+        }
+        options["allocation"] = ["global", "rate_distortion"]
+        tables.append(timeless(compare(["taylor", "wanda"], **options)))
+    before, after = (table.drop(columns=["accuracy", "accuracy_before"]) for table in tables)
+    pd.testing.assert_frame_equal(before, after)
+    assert (tables[0]["accuracy"] != tables[1]["accuracy"]).any()
+
+
+def test_validation_is_of_that_split(tiny):
+    table = compare(task=tiny, sparsity=0.5, seeds=1).set_index("criterion")
+    model = tiny.trained()
+    assert table.loc["dense", "validation"] == tiny.accuracy(model, "validation")
+    prune(model, sparsity=0.5)
+    assert table.loc["magnitude", "validation"] == tiny.accuracy(model, "validation")
 
 
 # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -442,16 +604,16 @@ def test_schedules_and_units_with_other_settings_have_other_keys():
 
 
 def test_an_interrupted_sweep_goes_on(tiny, runs, monkeypatch):
-    true, calls = module.prune, []
+    true, calls = pruninglab.runs.prune, []
 
     def interrupted(*args, **options):
         calls.append(1)
-        if len(calls) == 3 + 6:  # the three levels are tried on an untrained network first
+        if len(calls) == 6:
             raise KeyboardInterrupt
         return true(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "prune", interrupted)
+        patch.setattr(pruninglab.runs, "prune", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compare(task=tiny, sparsity=[0.5, 0.7, 0.9], seeds=2)
     assert len(runs) == 6  # the sixth was not finished

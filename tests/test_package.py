@@ -23,6 +23,8 @@ LAZY = [
     "pandas",
     "sklearn",
     "IPython",
+    "cloudpickle",
+    "distributed",
     "ipywidgets",
     "joblib",
     "papermill",

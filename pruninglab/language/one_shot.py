@@ -5,6 +5,7 @@ SparseGPT's; both combine with any share for each layer.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -99,13 +100,16 @@ def shares_of(sparsity: Shares, layers: Iterable[str]) -> dict[str, float]:
     return shares
 
 
-def scored(criterion: str | Criterion = "wanda", group: str = "row", unit: str | Pattern | None = None) -> Step:
+def scored(
+    criterion: str | Criterion = "wanda", group: str = "row", unit: str | Pattern | None = None, *, seed: int = 0
+) -> Step:
     """A step that removes what a criterion ranks lowest, and repairs nothing.
 
     Args:
         criterion: a name or a function of statistics, but not of gradients: those need the whole model (see `gblm`).
         group: "row" or "layer": among whom weights compete.
         unit: "N:M" instead of single weights.
+        seed: of a criterion that draws; each block gets a draw of its own.
     """
     function, pattern = criteria.find(criterion), pattern_of(unit)
     if group not in GROUPS:
@@ -115,7 +119,8 @@ def scored(criterion: str | Criterion = "wanda", group: str = "row", unit: str |
         raise ValueError(f"criterion {label(function)!r} asks for gradients, which one block alone cannot give")
 
     def step(block: Block, shares: Mapping[str, float]) -> dict[str, Tensor]:
-        scores = layer_scores(block.module, block.layers(), function, block.inputs)
+        draw = zlib.crc32(f"{block.name} {seed}".encode())
+        scores = layer_scores(block.module, block.layers(), function, block.inputs, seed=draw)
         return masked(
             block,
             {
@@ -124,7 +129,7 @@ def scored(criterion: str | Criterion = "wanda", group: str = "row", unit: str |
             },
         )
 
-    return named(step, label(function), group, unit)
+    return named(step, label(function), group, unit, seed or None)
 
 
 def repaired(damping: float = 0.01, unit: str | Pattern | None = None) -> Step:

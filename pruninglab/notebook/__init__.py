@@ -6,6 +6,7 @@ from pruninglab.notebook.exercises import check
 from pruninglab.notebook.flipping import draw_choice, flip, unit_block
 from pruninglab.notebook.llm_plots import draw_channels, draw_kept, draw_shares, draw_sizes, kept_of
 from pruninglab.notebook.pictures import Picture, canvas, legend
+from pruninglab.notebook.playground import playground, playground_twin
 from pruninglab.notebook.plots import (
     draw_bars,
     draw_curves,
@@ -21,6 +22,7 @@ from pruninglab.notebook.plots import (
 from pruninglab.notebook.predictions import predict
 from pruninglab.notebook.rate_plots import draw_agreement, draw_distortions, draw_price
 from pruninglab.notebook.reading import roadmap, source, start
+from pruninglab.notebook.report import write_report
 from pruninglab.notebook.structured_plots import draw_groups, draw_widths
 from pruninglab.notebook.tables import by_seed, means
 from pruninglab.notebook.texts import side_by_side
@@ -58,6 +60,8 @@ __all__ = [
     "kept_of",
     "legend",
     "means",
+    "playground",
+    "playground_twin",
     "plot_tradeoff",
     "predict",
     "roadmap",
@@ -66,4 +70,5 @@ __all__ = [
     "start",
     "twin",
     "unit_block",
+    "write_report",
 ]

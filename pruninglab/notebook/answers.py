@@ -255,4 +255,4 @@ def _(f: Function) -> None:
 
 # Those of later chapters make themselves known, in order.
 from pruninglab.notebook import answers_structured, answers_lottery, answers_sparse, answers_rate, answers_curvature  # noqa: E402, F401, I001
-from pruninglab.notebook import answers_llm, answers_llm_structured  # noqa: E402, F401
+from pruninglab.notebook import answers_llm, answers_llm_structured, answers_own  # noqa: E402, F401

@@ -11,10 +11,13 @@ from collections.abc import Callable
 
 from pruninglab.masks import Masks
 from pruninglab.naming import lookup
+from pruninglab.recipes.answers import ANSWERS, Answers
 from pruninglab.recipes.ap import ap
+from pruninglab.recipes.atp import atp
 from pruninglab.recipes.bip import bip
 from pruninglab.recipes.compresso import compresso
 from pruninglab.recipes.flap import flap
+from pruninglab.recipes.gaprune import gaprune
 from pruninglab.recipes.icbs import icbs
 from pruninglab.recipes.lapp import lapp
 from pruninglab.recipes.llm import ecoflap, gblm, owl, sparsegpt, wanda
@@ -32,10 +35,12 @@ Recipe = Callable[..., Masks]
 
 RECIPES: dict[str, Recipe] = {
     "ap": ap,
+    "atp": atp,
     "bip": bip,
     "compresso": compresso,
     "ecoflap": ecoflap,
     "flap": flap,
+    "gaprune": gaprune,
     "gblm": gblm,
     "icbs": icbs,
     "lapp": lapp,
@@ -51,26 +56,36 @@ RECIPES: dict[str, Recipe] = {
     "slicegpt": slicegpt,
     "sparsegpt": sparsegpt,
     "wanda": wanda,
+    **ANSWERS,  # those that are one answer to each question and no more
 }
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of this name; `RECIPES` lists them.
+    """The recipe of this name; `RECIPES` lists them, and `pruninglab.atlas` says what each is.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: there is no such recipe, or none yet, because the system is planned.
     """
+    if name not in RECIPES:
+        from pruninglab.atlas import SYSTEMS, planned  # made of what is here
+
+        if name in SYSTEMS:
+            raise planned(name)
     return lookup("recipe", name, RECIPES)
 
 
 __all__ = [
+    "ANSWERS",
     "RECIPES",
+    "Answers",
     "Recipe",
     "ap",
+    "atp",
     "bip",
     "compresso",
     "ecoflap",
     "flap",
+    "gaprune",
     "gblm",
     "icbs",
     "lapp",

@@ -7,18 +7,14 @@ recovery, a schedule). There it waits for the others; what asked for the same tr
 `stacked`), and all go on. So whoever writes an experiment for one network has written it for many.
 """
 
-import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from pruninglab.files import data_dir
-from pruninglab.naming import whole
 from pruninglab.tasks.training import Job, Plan, beside, train_all
+from pruninglab.tasks.workers import spread, workers
 
 
 def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]:
@@ -35,8 +31,8 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
     Raises:
         ValueError: `n_jobs` is 0. And whatever a job raises.
     """
-    if processes(n_jobs) != 1 and len(jobs) > 1:
-        return _in_processes(jobs, min(processes(n_jobs), len(jobs)))
+    if workers(n_jobs) != 1 and len(jobs) > 1:
+        return _in_processes(jobs, min(workers(n_jobs), len(jobs)))
     if len(jobs) == 1:
         return [jobs[0]()]
     actors = [_Actor(job) for job in jobs]
@@ -51,41 +47,18 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
     return [actor.result for actor in actors]
 
 
-def processes(n_jobs: object) -> int:
-    """How many processes `n_jobs` stands for; one for each core if it is negative.
-
-    Raises:
-        ValueError: it is 0. TypeError: it is no whole number.
-    """
-    number = whole("n_jobs", n_jobs)
-    if number == 0:
-        raise ValueError("n_jobs is how many processes share the work, or -1 for one on each core, not 0")
-    if number > 0:
-        return number
-    from joblib import cpu_count
-
-    return cpu_count()
-
-
-def _in_processes(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
-    from joblib import Parallel, cpu_count, delayed
-
-    threads = max(1, cpu_count() // workers)
-    parts = [jobs[worker::workers] for worker in range(workers)]
-    work = (delayed(elsewhere)(part, threads, os.fspath(data_dir())) for part in parts)
+def _in_processes(jobs: Sequence[Callable[[], Any]], n: int) -> list[Any]:
     results: list[Any] = [None] * len(jobs)
+    parts = [(first, jobs[first::n]) for first in range(n)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A worker stopped")  # one that had grown is replaced: no news
-        for worker, found in enumerate(Parallel(n_jobs=workers)(work)):
-            results[worker::workers] = found
+        for first, found in spread(_part, parts, n):
+            results[first::n] = found
     return results
 
 
-def elsewhere(jobs: Sequence[Callable[[], Any]], threads: int, data: str) -> list[Any]:
-    """`together` in another process, which has to be told how many threads it may use and where data are kept."""
-    torch.set_num_threads(threads)
-    os.environ["PRUNINGLAB_DATA"] = data
-    return together(jobs)
+def _part(part: tuple[int, Sequence[Callable[[], Any]]]) -> tuple[int, list[Any]]:
+    return part[0], together(part[1])
 
 
 def clock() -> float:

@@ -1,0 +1,171 @@
+"""One run: a trained network is pruned by one answer to each of the five questions, recovers, and is measured."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruninglab.allocation import Allocation
+from pruninglab.criteria import Criterion
+from pruninglab.files import code_version
+from pruninglab.fingerprint import fingerprint
+from pruninglab.layers import Exclude
+from pruninglab.limits import time_limit
+from pruninglab.masks import Masks
+from pruninglab.metrics import Metric
+from pruninglab.naming import label
+from pruninglab.progress import quietly
+from pruninglab.pruning import prune
+from pruninglab.recovery import Recovery
+from pruninglab.schedules import Schedule
+from pruninglab.statistics import Statistic
+from pruninglab.tasks import Task, clock
+from pruninglab.tasks.training import OnStep
+from pruninglab.units import Grouping, Pattern, Structure
+
+Row = dict[str, Any]
+ALIKE = "each layer's scores are all equal: what went was decided by position"
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that makes one run: no names, but what they stood for, so that it can be sent to another process.
+
+    `limit` is how many seconds each pruning may take; it is not part of the result.
+    """
+
+    task: Task
+    criterion: Criterion
+    statistics: dict[str, Statistic]
+    unit: str | Pattern | Grouping | Structure
+    allocation: Allocation
+    exclude: tuple[Exclude, ...]
+    schedule: Schedule
+    recovery: Recovery | None
+    sparsity: float
+    seed: int
+    calibration: int
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    limit: float | None = None
+
+    def key(self) -> str:
+        """What the result is stored under; the library's own code is part of it."""
+        task = (self.task.name, self.task.training, self.task.load, self.task.build)  # data are what `load` makes
+        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": task, "limit": None}))
+
+
+def do(run: Run) -> Row:
+    """Do one run. What goes wrong in it is told in the row's `note`, and its numbers are NaN."""
+    try:
+        return _done(run)
+    except Exception as error:
+        note = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"sparsity": run.sparsity, "seed": run.seed} | failed(run.metrics, note)
+
+
+def failed(metrics: dict[str, Metric], note: str) -> Row:
+    """What the row of a run without a result holds."""
+    columns = ["achieved", "accuracy_before", "accuracy", "validation", *metrics]
+    columns += ["seconds_pruning", "seconds_recovery", "steps", "forward_passes"]
+    return dict.fromkeys(columns, math.nan) | {"note": note}
+
+
+def measured(model: nn.Module, task: Task, metrics: dict[str, Metric], known: float | None = None) -> Row:
+    """Accuracy on the two splits that were not trained on, and the metrics; `known` is that on the test split."""
+    validation = task.accuracy(model, "validation") if "validation" in task.data else math.nan
+    values = {name: float(metric(model, task)) for name, metric in metrics.items()}
+    return {"accuracy": task.accuracy(model) if known is None else known, "validation": validation} | values
+
+
+def _done(run: Run) -> Row:
+    task = run.task
+    model = task.trained(run.seed)
+    initial = task.model(run.seed) if "initial_weight" in run.statistics else None
+    data = task.calibration(run.calibration, run.seed)
+    generator = torch.Generator().manual_seed(run.seed)
+    forward_passes = 0
+    alike: list[bool] = []
+
+    def count(*_: object) -> None:
+        nonlocal forward_passes
+        forward_passes += 1
+
+    def prune_to(sparsity: float, within: Masks | None = None) -> Masks:
+        counting = model.register_forward_pre_hook(count)
+        try:
+            with time_limit(run.limit, f"pruning by {label(run.criterion)}"):
+                return prune(
+                    model,
+                    sparsity=sparsity,
+                    criterion=_watched(run.criterion, alike),
+                    unit=run.unit,
+                    allocation=run.allocation,
+                    data=data,
+                    loss=task.loss,
+                    initial=initial,
+                    within=within,
+                    seed=generator,
+                    exclude=run.exclude,
+                )
+        finally:
+            counting.remove()
+
+    train = Train(model, task, run.seed)
+    start = clock()
+    with quietly():
+        masks = run.schedule(run.sparsity, prune_to, train)
+    pruned = clock()
+    row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
+    before = task.accuracy(model)
+    after: float | None = before
+    row |= {"seed": run.seed, "accuracy_before": before}
+    steps, began = train.spent, clock()
+    if run.recovery is not None:
+        steps += run.recovery(model, masks, task, seed=run.seed)
+        after = None
+    seconds = clock() - began
+    return (
+        row
+        | measured(model, task, run.metrics, after)
+        | {"seconds_pruning": pruned - start, "seconds_recovery": seconds, "steps": steps}
+        | {"forward_passes": forward_passes, "note": ALIKE if alike and all(alike) else ""}
+    )
+
+
+def _watched(criterion: Criterion, alike: list[bool]) -> Callable[..., Any]:
+    """The criterion, noting of each layer whether all its scores are equal."""
+
+    @wraps(criterion)
+    def watched(**statistics: Any) -> Any:
+        scores = criterion(**statistics)
+        if isinstance(scores, Tensor) and scores.numel() > 1:
+            alike.append(bool(scores.min() == scores.max()))
+        return scores
+
+    watched.name = label(criterion)  # type: ignore[attr-defined]  # what errors call it
+    return watched
+
+
+class Train:
+    """Training as schedules want it, that remembers how many gradient steps it took."""
+
+    def __init__(self, model: nn.Module, task: Task, seed: int) -> None:
+        self.model, self.task, self.seed = model, task, seed
+        self.steps, self.whole = task.training.steps // 2, task.training.steps
+        self.spent = self.start = 0
+
+    def __call__(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
+        losses = self.task.train(self.model, masks=masks, on_step=on_step, steps=self.steps, seed=self.seed + 1)
+        self.spent += len(losses)
+
+    def rewind(self, to: float = 0.0) -> None:
+        self.model.load_state_dict(self.task.trained(self.seed, until=to).state_dict())
+        self.start = round(to * self.whole)
+
+    def rest(self, *, masks: Masks | None = None, on_step: OnStep | None = None) -> None:
+        losses = self.task.train(self.model, masks=masks, on_step=on_step, seed=self.seed, start=self.start)
+        self.spent += len(losses)
