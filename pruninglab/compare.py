@@ -5,6 +5,8 @@ is measured on the same splits. What it cost stands beside what it reached. Noth
 who wants to choose has the column `validation`.
 """
 
+import math
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINES = ("random", "magnitude")
+SAVE_EVERY = 0.5  # seconds: what an interruption can cost at most, beside the runs that it interrupts
 SIDE_BY_SIDE = 10  # runs that train as one: more would hardly be quicker, and an interruption would lose more
 ANSWERS = ("task", "unit", "allocation", "schedule", "recovery")
 Unit = str | Pattern | Grouping | Structure
@@ -226,13 +229,20 @@ def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
     found = {place: row for place, key in keys.items() if store and (row := store[key])}
     missing = {place: run for place, run in runs.items() if place not in found}
     with progress(total=len(runs), initial=len(found), desc="comparing", unit="run", delay=1) as bar:
-        for place, row in _results(missing, n_jobs):
-            found[place] = row
-            if store and row["achieved"] == row["achieved"]:  # not NaN
-                store[keys[place]] = row
-            bar.update()
-    if store:
-        store.close()
+        waiting, written = {}, time.monotonic()
+        try:
+            for place, row in _results(missing, n_jobs):
+                found[place] = row
+                bar.update()
+                if store and not math.isnan(row["achieved"]):
+                    waiting[keys[place]] = row
+                if store and time.monotonic() - written > SAVE_EVERY:
+                    store.update(waiting)
+                    waiting, written = {}, time.monotonic()
+        finally:
+            if store:
+                store.update(waiting)
+                store.close()
     return found
 
 

@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from pruninglab.batches import Inputs, call
 from pruninglab.files import save_tensors
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
+from pruninglab.metrics import METRICS
 from pruninglab.metrics import robustness as robustness
+from pruninglab.naming import lookup
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import evaluating
@@ -316,8 +318,13 @@ def accuracy(model: nn.Module, task: Task, split: str = "test") -> tuple[float, 
     return p, math.sqrt(p * (1 - p) / n)
 
 
-def report(model: nn.Module, task: Task, *, split: str = "test", threads: int = 1) -> "pd.DataFrame":
-    """All of the above in one row; put rows together with `pandas.concat`. FLOPs and latency are for one input."""
+def report(
+    model: nn.Module, task: Task, *, split: str = "test", threads: int = 1, metrics: Iterable[str] = ()
+) -> "pd.DataFrame":
+    """All of the above in one row; put rows together with `pandas.concat`. FLOPs and latency are for one input.
+
+    `metrics` are names in `METRICS` ("corrupted", "worst_class", …), each of which becomes a column.
+    """
     import pandas as pd
 
     x = task.data[split][0][:1].to(next(model.parameters()).device)
@@ -326,6 +333,7 @@ def report(model: nn.Module, task: Task, *, split: str = "test", threads: int = 
     row = {
         "accuracy": p,
         "accuracy_error": error,
+        **{name: lookup("metric", name, METRICS)(model, task, split) for name in metrics},
         "sparsity": sparsity(model),
         "effective_sparsity": effective_sparsity(model, x),
         "empty_layers": len(empty_layers(model)),

@@ -195,9 +195,9 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return int((_logits(model, x).argmax(1) == y).sum()) / len(y)
 
 
-Metric = Callable[[nn.Module, Task], float]  # and, as a third argument, the split
+Metric = Callable[[nn.Module, Task], float]
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, Callable[..., float]] = {  # a third argument is the split
     "corrupted": robust_accuracy,
     **{kind: partial(robust_accuracy, kinds=kind) for kind in CORRUPTIONS},
     **{kind: partial(robust_accuracy, kinds=kind, levels=3) for kind in ATTACKS},  # for they take long

@@ -54,8 +54,7 @@ class Run:
 
     def key(self) -> str:
         """What the result is stored under; the library's own code is part of it."""
-        task = (self.task.name, self.task.training, self.task.load, self.task.build)  # data are what `load` makes
-        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": task, "limit": None}))
+        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": self.task.parts(), "limit": None}))
 
 
 def do(run: Run) -> Row:

@@ -5,15 +5,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pruninglab import tasks, units
 from pruninglab.allocation import BudgetError
+from pruninglab.files import cache_dir, code_version
+from pruninglab.fingerprint import fingerprint
 from pruninglab.masks import Masks
 from pruninglab.naming import resolve, whole
 from pruninglab.progress import quietly
 from pruninglab.pruning import prune
 from pruninglab.recovery import RECOVERIES, Recovery
+from pruninglab.store import Store
 from pruninglab.tasks import Task
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ def find_sparsity(
     tolerance: float = 0.002,
     split: str = "validation",
     seed: int = 0,
+    cache: bool = True,
     **how: Any,
 ) -> Found:
     """The largest sparsity whose accuracy is at most `max_drop` below the unpruned model's, by bisection.
@@ -55,6 +60,7 @@ def find_sparsity(
         tolerance: stop when the answer is known this exactly.
         split: where accuracy is measured. Not "test", unless that is not reported afterwards.
         seed: for criteria that draw, and for the recovery.
+        cache: whether trials are stored, and looked up, so that an interrupted or repeated search goes on.
         how: further arguments of `prune` (criterion, unit, allocation, data, …).
 
     Raises:
@@ -75,31 +81,47 @@ def find_sparsity(
     dense = task.accuracy(model, split)
     trials: list[dict[str, Any]] = []
 
-    def try_out(sparsity: float) -> Masks | None:
+    everything = (code_version(), torch.__version__, *task.parts(), model, recover, split, seed, how)
+    trials_of = f"find_sparsity {fingerprint(everything)}" if cache else ""
+    store = Store(cache_dir() / "runs.sqlite") if cache else None
+
+    def pruned(sparsity: float) -> tuple[nn.Module, Masks]:
         trial = copy.deepcopy(model)
+        with quietly():
+            return trial, prune(trial, sparsity=sparsity, seed=seed, **how)
+
+    def measured(sparsity: float) -> dict[str, Any]:
         try:
-            with quietly():
-                masks = prune(trial, sparsity=sparsity, seed=seed, **how)
+            trial, masks = pruned(sparsity)
         except BudgetError:  # no weight, or not enough for the floors, would be left: too far
-            trials.append({"sparsity": sparsity, "achieved": math.nan, "accuracy": math.nan, "holds": False})
-            return None
+            return {"achieved": math.nan, "accuracy": math.nan}
         if recover is not None:
             recover(trial, masks, task, seed=seed)
-        reached = task.accuracy(trial, split)
-        holds = reached >= dense - max_drop - 1e-12
-        trials.append({"sparsity": sparsity, "achieved": masks.sparsity(), "accuracy": reached, "holds": holds})
-        return masks if holds else None
+        return {"achieved": masks.sparsity(), "accuracy": task.accuracy(trial, split)}
+
+    def holds(sparsity: float) -> bool:
+        key = f"{trials_of} {sparsity!r}"
+        row = store[key] if store else None
+        if row is None:
+            row = measured(sparsity)
+            if store:
+                store[key] = row
+        held = row["accuracy"] >= dense - max_drop - 1e-12
+        trials.append({"sparsity": sparsity, **row, "holds": held})
+        return held
 
     low, high = 0.0, 1.0
-    best = try_out(low)
-    if best is None:
-        raise ValueError("even with nothing removed the accuracy falls by more than max_drop: the recovery does harm")
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        masks = try_out(middle)
-        if masks is None:
-            high = middle
-        else:
-            low, best = middle, masks
+    try:
+        if not holds(low):
+            raise ValueError(
+                "even with nothing removed the accuracy falls by more than max_drop: the recovery does harm"
+            )
+        while high - low > tolerance:
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+    finally:
+        if store:
+            store.close()
     accuracy = next(trial["accuracy"] for trial in trials if trial["sparsity"] == low)
+    best = pruned(low)[1]
     return Found(best.sparsity(), accuracy, dense, best, pd.DataFrame(trials))

@@ -8,6 +8,7 @@ Where nothing can be written nothing is stored, with a warning.
 import json
 import sqlite3
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,14 @@ class Store:
             return None
 
     def __setitem__(self, key: str, row: Row) -> None:
-        self._do("INSERT OR REPLACE INTO runs VALUES (?, ?)", key, json.dumps(row))
+        self.update({key: row})
+
+    def update(self, rows: Mapping[str, Row]) -> None:
+        """Write rows at once: each time that the disk is waited for costs as much as a small run."""
+        if rows:
+            values = ", ".join(["(?, ?)"] * len(rows))
+            flat = [part for key, row in rows.items() for part in (key, json.dumps(row))]
+            self._do(f"INSERT OR REPLACE INTO runs VALUES {values}", *flat)
 
     def close(self) -> None:
         if self._connection is not None:

@@ -322,3 +322,13 @@ def test_errors_of_the_others(home, trained):
         class_accuracy(trained, 3)
     with pytest.raises(ValueError, match="unknown split 'all'"):
         class_accuracy(trained, home, "all")
+
+
+def test_a_report_can_hold_them(tiny):
+    model = tiny.trained()
+    row = measure.report(model, tiny, metrics=["worst_class", "fgsm"]).iloc[0]
+    assert row["worst_class"] == METRICS["worst_class"](model, tiny)
+    assert row["fgsm"] == METRICS["fgsm"](model, tiny)
+    assert [name for name in row.index if name not in ("worst_class", "fgsm")] == list(measure.report(model, tiny))
+    with pytest.raises(ValueError, match="unknown metric 'worst'"):
+        measure.report(model, tiny, metrics=["worst"])

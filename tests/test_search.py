@@ -1,8 +1,11 @@
 """`find_sparsity`: the sparsity it names was measured and holds, and the next step does not."""
 
+import dataclasses
+import importlib
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import make_task, same, snapshot
@@ -12,6 +15,8 @@ from pruninglab import Masks, find_sparsity, prune
 from pruninglab.allocation import global_
 from pruninglab.recovery import finetune
 from pruninglab.tasks import TASKS
+
+module = importlib.import_module("pruninglab.search")
 
 
 class Cliff(nn.Module):
@@ -155,3 +160,56 @@ def test_a_recovery_that_does_harm(tiny):
 def test_arguments_out_of_range(tiny, options):
     with pytest.raises(ValueError, match="is a fraction, in"):
         find_sparsity(tiny.model(), tiny, **options)
+
+
+# ── the store ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def prunings(data_folder, monkeypatch):
+    """The sparsities that are really pruned to."""
+    done, true = [], module.prune
+    monkeypatch.setattr(module, "prune", lambda *a, **o: done.append(o["sparsity"]) or true(*a, **o))
+    return done
+
+
+def test_a_repeated_search_measures_nothing_anew(cliff_task, prunings):
+    first = find_sparsity(Cliff(500), cliff_task, tolerance=0.01)
+    n = len(prunings)
+    again = find_sparsity(Cliff(500), cliff_task, tolerance=0.01)
+    assert len(prunings) == n + 1, "the masks alone are made again"
+    assert again.masks == first.masks
+    pd.testing.assert_frame_equal(again.trials, first.trials)
+    finer = find_sparsity(Cliff(500), cliff_task, tolerance=0.002)
+    assert len(finer.trials) > len(first.trials)
+    assert len(prunings) == n + 1 + len(finer.trials) - len(first.trials) + 1, "only what is new"
+
+
+def test_whatever_makes_a_trial_is_part_of_its_key(cliff_task, prunings):
+    for i, (model, options) in enumerate(
+        [(Cliff(500), {}), (Cliff(400), {}), (Cliff(500), {"criterion": "random"}), (Cliff(500), {"seed": 1})], start=1
+    ):
+        found = find_sparsity(model, cliff_task, tolerance=0.25, **options)
+        assert len(prunings) == i * (len(found.trials) + 1), (i, options)
+
+
+def test_an_interrupted_search_goes_on(cliff_task, prunings):
+    whole = find_sparsity(Cliff(500), cliff_task, tolerance=0.01, cache=False)
+    prunings.clear()
+    task = dataclasses.replace(cliff_task)
+    true, calls = type(task).accuracy, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return true(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(task), "accuracy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            find_sparsity(Cliff(500), cliff_task, tolerance=0.01)
+    done = len(prunings)
+    resumed = find_sparsity(Cliff(500), cliff_task, tolerance=0.01)
+    assert len(prunings) - done == len(whole.trials) - (done - 1) + 1
+    assert resumed.masks == whole.masks

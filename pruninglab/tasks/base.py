@@ -37,6 +37,10 @@ class Task:
         """Split ("train", "validation", "test") → (x, y)."""
         return self.load()
 
+    def parts(self) -> tuple[object, ...]:
+        """All that makes the task: its data are what `load` makes of them."""
+        return self.name, self.training, self.load, self.build
+
     def model(self, seed: int = 0) -> nn.Module:
         """A new, untrained network; the same seed gives the same weights, and no other randomness is touched."""
         with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,6 @@ recovery, a schedule). There it waits for the others; what asked for the same tr
 
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,10 +49,8 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
 def _in_processes(jobs: Sequence[Callable[[], Any]], n: int) -> list[Any]:
     results: list[Any] = [None] * len(jobs)
     parts = [(first, jobs[first::n]) for first in range(n)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A worker stopped")  # one that had grown is replaced: no news
-        for first, found in spread(_part, parts, n):
-            results[first::n] = found
+    for first, found in spread(_part, parts, n):
+        results[first::n] = found
     return results
 
 

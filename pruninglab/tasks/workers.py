@@ -9,6 +9,7 @@ So a worker to which something is unknown says so, as any job does that fails.
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any, TypeVar
@@ -76,6 +77,7 @@ def spread(function: Callable[[P], R], parts: Sequence[P], n_jobs: int | None = 
     packed: Iterable[bytes] = (_packed(_do, function, part, *here) for part in parts)
     packed = list(packed) if small else packed
     how = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "all" if small else "2 * n_jobs"}
+    warnings.filterwarnings("ignore", message="A worker stopped")  # one that had grown is replaced: no news
     n = 0
     for result in Parallel(n_jobs=n_jobs, **how)(delayed(begin)(work) for work in packed):
         n += 1
