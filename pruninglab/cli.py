@@ -60,6 +60,7 @@ def _parser() -> Parser:
     _compare_options(command("compare", _compare, "criteria × sparsities × seeds: a table, and what is better"))
     for name, (told, make) in LISTINGS.items():
         command(name, _list, f"list {told}").set_defaults(make=make)
+    command("doctor", _doctor, "what is installed, what this machine is, and what to do about each fault")
     again = "Run the same command again."
     book = command("book", _book, "run every chapter through papermill, with a table of run times", again)
     book.add_argument("--out", type=Path, default=ROOT / "build" / "book", help="where the executed copies go")
@@ -189,6 +190,15 @@ def _list(options: argparse.Namespace) -> int:
         indent = " " * min(len(start), 20)
         print(textwrap.fill(text, room, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False))
     return 0
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from pruninglab.doctor import diagnose
+
+    found = list(diagnose())
+    for name, what, advice in found:
+        print(f"{'✘' if advice else '✔'} {name + ':':13}{what}" + (f"\n  → {advice}" if advice else ""))
+    return int(any(advice for *_, advice in found))
 
 
 def _ledger(options: argparse.Namespace) -> int:

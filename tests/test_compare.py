@@ -921,3 +921,11 @@ def test_an_object_without_a_name_of_its_own_has_the_same_fingerprint_every_time
             self.value = value
 
     assert fingerprint(Setting(1)) == fingerprint(Setting(1)) != fingerprint(Setting(2))
+
+
+def test_a_table_can_be_handed_on(tiny, tmp_path):
+    table = compare(task=tiny, sparsity=0.5, seeds=1)
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    read = pd.read_csv(tmp_path / "runs.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert table.to_markdown(index=False).count("\n") == 1 + len(table)
