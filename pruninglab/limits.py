@@ -2,8 +2,10 @@
 
 import ctypes
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class TimeLimit(TimeoutError):
@@ -14,22 +16,22 @@ class _Up(BaseException):
     """What ends it: no `except Exception` in the code catches it."""
 
 
-@contextmanager
-def time_limit(seconds: float | None, what: str = "this") -> Iterator[None]:
-    """End what runs in this block, in this thread, when its time is up. None lets it run for as long as it likes.
+def limited(call: Callable[[], T], seconds: float | None, what: str = "this") -> T:
+    """What a function returns, which is ended when its time is up. None lets it run for as long as it likes.
 
-    It ends between two steps of Python. One endless call into C, such as `time.sleep`, ends only when it returns.
+    It runs in this thread, and ends between two steps of Python. One endless call into C, such as `time.sleep`, ends
+    only when it returns. (This is no context manager: what ends it could then arrive between the block and its exit.)
 
     Args:
+        call: a function without arguments.
         seconds: how long it may take, more than 0.
         what: how the error calls it.
 
     Raises:
-        TimeLimit: time was up. ValueError: `seconds` is not more than 0.
+        TimeLimit: time was up. ValueError: `seconds` is not more than 0. And whatever the function raises.
     """
     if seconds is None:
-        yield
-        return
+        return call()
     if not seconds > 0:
         raise ValueError(f"a time limit is a number of seconds above 0, not {seconds}")
     thread, lock = ctypes.c_ulong(threading.get_ident()), threading.Lock()
@@ -44,15 +46,15 @@ def time_limit(seconds: float | None, what: str = "this") -> Iterator[None]:
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
-    timer.start()
     try:
         try:
-            yield
+            timer.start()
+            return call()
         finally:
             timer.cancel()
             with lock:
                 over = True
-                if raised:  # and not delivered yet, if the block came to its end in this very moment
+                if raised:  # and not delivered yet, if the call came to its end in this very moment
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
     except _Up:
         raise TimeLimit(f"{what} took longer than {seconds:g} s") from None

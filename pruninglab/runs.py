@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from pruninglab.criteria import Criterion
 from pruninglab.files import code_version
 from pruninglab.fingerprint import fingerprint
 from pruninglab.layers import Exclude
-from pruninglab.limits import time_limit
+from pruninglab.limits import limited
 from pruninglab.masks import Masks
 from pruninglab.metrics import Metric
 from pruninglab.naming import label
@@ -95,21 +95,22 @@ def _done(run: Run) -> Row:
 
     def prune_to(sparsity: float, within: Masks | None = None) -> Masks:
         counting = model.register_forward_pre_hook(count)
+        pruning = partial(
+            prune,
+            model,
+            sparsity=sparsity,
+            criterion=_watched(run.criterion, alike),
+            unit=run.unit,
+            allocation=run.allocation,
+            data=data,
+            loss=task.loss,
+            initial=initial,
+            within=within,
+            seed=generator,
+            exclude=run.exclude,
+        )
         try:
-            with time_limit(run.limit, f"pruning by {label(run.criterion)}"):
-                return prune(
-                    model,
-                    sparsity=sparsity,
-                    criterion=_watched(run.criterion, alike),
-                    unit=run.unit,
-                    allocation=run.allocation,
-                    data=data,
-                    loss=task.loss,
-                    initial=initial,
-                    within=within,
-                    seed=generator,
-                    exclude=run.exclude,
-                )
+            return limited(pruning, run.limit, f"pruning by {label(run.criterion)}")
         finally:
             counting.remove()
 

@@ -5,12 +5,11 @@ All is measured on the validation split: a criterion that somebody tunes may not
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from io import StringIO
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from pruninglab.criteria import Criterion, Scores, find
 from pruninglab.graph import Graph, trace
 from pruninglab.ladders import weight_ladders
 from pruninglab.layers import prunable
-from pruninglab.limits import time_limit
+from pruninglab.limits import limited
 from pruninglab.masks import Masks
 from pruninglab.naming import label, lookup
 from pruninglab.notebook.typed import watched
@@ -32,6 +31,8 @@ from pruninglab.scoring import layer_scores
 from pruninglab.structured import Question, scored_channels
 from pruninglab.surgery import emptied
 from pruninglab.tasks import LanguageTask, Task
+
+T = TypeVar("T")
 
 LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 BASELINES = ("magnitude", "random")
@@ -83,8 +84,7 @@ class Bench:
         self, task: str | Task, seed: int = 0, levels: Iterable[float] = LEVELS, seconds: float | None = None
     ) -> None:
         self.task, self.seconds = tasks.find(task), seconds
-        with time_limit(seconds):  # which says at once if this is none
-            pass
+        limited(int, seconds)  # which says at once if this is none
         if isinstance(self.task, LanguageTask):
             raise ValueError(f"the playground draws networks for pictures; {self.task.name!r} is a language model")
         self.levels = sorted({check_sparsity(level) for level in levels})
@@ -151,9 +151,10 @@ class Bench:
             raise ValueError(f"the playground draws single weights, rows, blocks, N:M and channels, not {unit!r}")
         return {level: {"unit": unit, "sparsity": level, "example_inputs": self.graph} for level in self.levels}
 
-    def _limit(self, criterion: str | Criterion) -> AbstractContextManager[None]:
+    def _limited(self, criterion: str | Criterion, call: Callable[[], T]) -> T:
         """What is typed may take so long; what is built in takes as long as it does."""
-        return time_limit(self.seconds if callable(criterion) else None, label(criterion))
+        with quietly():
+            return limited(call, self.seconds if callable(criterion) else None, label(criterion))
 
     def _scores(self, criterion: str | Criterion, shape: units.Unit, printed: TextIO) -> Any:
         """The scores of layers, or of channels; what the criterion prints meanwhile, or did so before, goes on."""
@@ -161,13 +162,15 @@ class Bench:
         if key not in self._scored:
             model, said = copy.deepcopy(self.model), StringIO()
             asked = watched(find(criterion), said)
+
+            def scores() -> Any:
+                if isinstance(shape, units.Structure):
+                    question = Question(criterion=asked, exclude=(), **self.how)
+                    return scored_channels(model, shape, self.graph, question)[1]
+                return layer_scores(model, prunable(model), asked, **self.how)
+
             try:
-                with self._limit(criterion), quietly():
-                    if isinstance(shape, units.Structure):
-                        question = Question(criterion=asked, exclude=(), **self.how)
-                        found: Any = scored_channels(model, shape, self.graph, question)[1]
-                    else:
-                        found = layer_scores(model, prunable(model), asked, **self.how)
+                found = self._limited(criterion, scores)
             except BaseException:
                 printed.write(said.getvalue())
                 raise
@@ -189,8 +192,7 @@ class Bench:
             asked = watched(criterion, StringIO()) if callable(criterion) else criterion
             how = self.how | setting | {"criterion": asked if found is None else again(found), "allocation": places}
             try:
-                with self._limit(criterion), quietly():
-                    masks = prune(model, **how)
+                masks = self._limited(criterion, partial(prune, model, **how))
                 swept[level] = masks, self.task.accuracy(model, "validation")
             except BudgetError as error:
                 swept[level] = error

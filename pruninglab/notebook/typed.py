@@ -20,7 +20,7 @@ from torch import Tensor
 import pruninglab
 from pruninglab.allocation import BudgetError
 from pruninglab.criteria import Criterion, needs
-from pruninglab.limits import TimeLimit, time_limit
+from pruninglab.limits import TimeLimit, limited
 from pruninglab.notebook.pictures import RED
 from pruninglab.statistics import STATISTICS
 
@@ -45,8 +45,12 @@ def read(code: str, printed: TextIO, seconds: float | None = None) -> Criterion:
     # As if in a cell of the notebook, so that other processes can be sent the function.
     names: dict[str, Any] = {"__name__": "__main__", "torch": torch}
     names |= {name: getattr(pruninglab, name) for name in pruninglab.__all__}
-    with time_limit(seconds, "the code in the box"), redirect_stdout(printed), warned(printed):
+
+    def run() -> None:
         exec(compile(code, filename, "exec", dont_inherit=True), names)
+
+    with redirect_stdout(printed), warned(printed):
+        limited(run, seconds, "the code in the box")
     own = [(found.co_firstlineno, i) for i, value in enumerate(names.values()) if (found := _code_of(value, filename))]
     if not own:
         raise ValueError(f"there is no function in the box. A criterion is one, such as\n\n{EXAMPLE}")
