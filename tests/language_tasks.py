@@ -66,3 +66,14 @@ def calls(model, x, modules):
     for hook in hooks:
         hook.remove()
     return seen
+
+
+def interrupted(task):
+    """The same task, whose training is interrupted at its very end."""
+
+    class Interrupted(LanguageTask):
+        def train(self, model, **options):
+            super().train(model, **options)
+            raise KeyboardInterrupt
+
+    return Interrupted(task.name, task.load, task.build, task.training)

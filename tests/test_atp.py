@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 from helpers import close, normal, same, snapshot
-from language_tasks import tiny_text_task
+from language_tasks import interrupted, tiny_text_task
 
 from pruninglab.adapters import Adapted
 from pruninglab.allocation import BudgetError
@@ -216,15 +216,10 @@ def test_the_seed_decides(t):
 
 
 def test_an_interruption_leaves_the_model_as_it_was(t):
-    class Interrupted(LanguageTask):
-        def train(self, model, **options):
-            super().train(model, **options)
-            raise KeyboardInterrupt
-
     model = t.model(0)
     before = snapshot(model)
     with pytest.raises(KeyboardInterrupt):
-        atp(model, Interrupted(t.name, t.load, t.build, t.training), sparsity=0.4, steps=3, samples=8)
+        atp(model, interrupted(t), sparsity=0.4, steps=3, samples=8)
     assert same(snapshot(model), before)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import close, normal, same, snapshot
 from language_models import language_model, logits, tokens
-from language_tasks import tiny_text_task
+from language_tasks import interrupted, tiny_text_task
 
 from pruninglab.allocation import BudgetError
 from pruninglab.language.gates import chance_open, fold, gated, sample, settled, share
@@ -273,15 +273,10 @@ def test_the_seed_decides(t):
 
 
 def test_an_interruption_leaves_the_model_as_it_was(t):
-    class Interrupted(LanguageTask):
-        def train(self, model, **options):
-            super().train(model, **options)
-            raise KeyboardInterrupt
-
     model = t.model(0)
     before = snapshot(model)
     with pytest.raises(KeyboardInterrupt):
-        compresso(model, Interrupted(t.name, t.load, t.build, t.training), sparsity=0.4, steps=3)
+        compresso(model, interrupted(t), sparsity=0.4, steps=3)
     assert same(snapshot(model), before)
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pruninglab.compare import ANSWERS
 from pruninglab.criteria import CRITERIA
 from pruninglab.files import atomic, code_version
 from pruninglab.notebook.pictures import BLUE, GREY, Picture, canvas, legend
@@ -22,7 +23,6 @@ from pruninglab.versus import BETTER, OPEN, WORSE, versus
 if TYPE_CHECKING:
     import pandas as pd
 
-ANSWERS = ("task", "unit", "allocation", "schedule", "recovery")
 COLUMNS = {*ANSWERS, "criterion", "sparsity", "achieved", "seed", "accuracy_before", "accuracy", "validation"}
 COLUMNS |= {"seconds_pruning", "seconds_recovery", "steps", "forward_passes", "note"}  # all others are metrics
 CHANCE = " Where there is no difference at all, one verdict in twenty is wrong by chance."
