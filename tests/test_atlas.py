@@ -160,9 +160,9 @@ def test_a_planned_system_says_what_it_is_and_what_works(name):
 
 
 def test_two_messages():
-    assert str(planned("obs")) == (
-        "'obs' (Optimal brain surgeon) is planned: there is no recipe of it yet. Its topic, curvature, is that of "
-        "chapter 7. These work there: obd, woodfisher, icbs."
+    assert str(planned("cbs")) == (
+        "'cbs' (Combinatorial brain surgeon) is planned: there is no recipe of it yet. Its topic, curvature, is that "
+        "of chapter 7. These work there: obd, obs, woodfisher, icbs."
     )
     assert "tokens, has no chapter yet. These work: magnitude, global_mp," in str(planned("tome"))
 

@@ -1,4 +1,4 @@
-"""BiP against a plain loop and against autograd through the inner problem; AP's counts and choices, half by half."""
+"""BiP against a plain loop and against autograd through the inner problem; AP's and SAP's rounds, one by one."""
 
 import math
 from dataclasses import fields
@@ -17,13 +17,14 @@ from pruninglab.masks import Masks
 from pruninglab.recipes import recipe
 from pruninglab.recipes.ap import ap, negative_movement, plan
 from pruninglab.recipes.bip import bip, mask_gradient
+from pruninglab.recipes.sap import sap
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import batch_index
 
-UNSTRUCTURED = ("ap", "bip")
+UNSTRUCTURED = ("ap", "bip", "sap")
 
 
-# ── promises of both ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── promises of all ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("kind", "sparsity"), [("mlp", 0.5), ("mlp", 0.87), ("resnet", 0.6), ("grouped", 0.333)])
@@ -80,6 +81,11 @@ def test_sparsity_0_is_training_alone(name):
         ("ap", {"sparsity": 0.5, "share": 1.0}, r"in \[0, 1\), not 1.0"),
         ("ap", {"sparsity": 0.5, "rounds": 2, "share": 0.4}, r"share=0.4 .* more than the 0.293 that each of 2 rounds"),
         ("ap", {"sparsity": 0.0}, "more than the 0 that each of 1 rounds"),
+        ("sap", {"sparsity": 0.9999}, "would leave none"),
+        ("sap", {"sparsity": 0.5, "steps": 0}, "at least 1 step of training, not steps=0"),
+        ("sap", {"sparsity": 0.5, "rounds": 0}, "at least 1 round, not rounds=0"),
+        ("sap", {"sparsity": 0.5, "p": 2.0}, "0 < p < q, not p=2.0, q=2.0"),
+        ("sap", {"sparsity": 0.5, "beta": 1.0}, r"in \(0, 1\), not 1.0"),
     ],
 )
 def test_bad_input_is_refused_and_changes_nothing(name, options, words):
@@ -319,3 +325,47 @@ def test_a_bare_layer_can_be_pruned():
         t = make_task(steps=5)
         model = nn.Linear(8, 3)
         assert recipe(name)(model, t, sparsity=0.5).kept() == 12
+
+
+# ── SAP ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _left_after(t, sizes):
+    """What SAP's definition leaves: train, remove the smallest of all weights, set the rest back, `sizes` in turn."""
+    names = list(Masks.of(t.model(0)))
+    keep = {name: torch.ones_like(t.model(0).get_parameter(name), dtype=torch.bool) for name in names}
+    counts = []
+    for size in sizes:
+        net, masks = t.model(0), Masks(keep)
+        t.train(masks.apply(net), masks=masks, seed=0)
+        left = torch.cat([net.get_parameter(name).detach()[keep[name]].abs().double() for name in names])
+        n = size(left)
+        threshold = left.sort(descending=True).values[n - 1]
+        keep = {name: keep[name] & (net.get_parameter(name).abs().double() >= threshold) for name in names}
+        counts.append(n)
+    return Masks(keep), counts
+
+
+def test_sap_removes_in_each_round_what_the_index_says_and_no_more_than_asked():
+    t = make_task(steps=30)
+    total = Masks.of(t.model(0)).total()
+
+    def size(left):  # p = 1, q = 2, eta = 0: (Σ|w|)² / Σw² of them are as many as equal ones would be
+        return len(left) - math.floor(len(left) - math.ceil(float(left.sum() ** 2 / left.square().sum())))
+
+    two, counts = _left_after(t, [size, size])
+    assert total > counts[0] > counts[1]
+    assert sap(t.model(0), t, sparsity=1 - counts[1] / total) == two  # just met
+    between = (counts[0] + counts[1]) // 2
+    cut, _ = _left_after(t, [size, lambda left: between])
+    assert sap(t.model(0), t, sparsity=1 - between / total) == cut  # the round that would go beyond stops
+    few, _ = _left_after(t, [size, lambda left: total // 10])
+    assert sap(t.model(0), t, sparsity=1 - (total // 10) / total, rounds=2) == few  # the last removes what is missing
+
+
+def test_sap_ends_with_the_ticket_trained_from_its_first_weights():
+    t = make_task(steps=30)
+    model, again = t.model(0), t.model(0)
+    masks = sap(model, t, sparsity=0.6)
+    t.train(masks.apply(again), masks=masks, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -1,19 +1,23 @@
 """Optimal and combinatorial brain surgeon against least squares and all choices."""
 
+import copy
 import itertools
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import close, normal
+from helpers import close, make_task, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipe_tasks import make
 from torch import nn
 
-from pruninglab import collect
+from pruninglab import collect, prune, task
 from pruninglab.criteria import obs
 from pruninglab.curvature import cbs_select, cbs_update, inverse_of, obs_layer, obs_prune, obs_step
+from pruninglab.masks import Masks
+from pruninglab.recipes import recipe
 
 SEEDS = st.integers(0, 10_000)
 
@@ -215,3 +219,41 @@ def test_what_cbs_refuses():
         cbs_update(torch.ones(3), torch.eye(3), torch.ones(3))
     with pytest.raises(ValueError, match="do not fit"):
         cbs_update(torch.ones(3), torch.eye(2), torch.ones(3, dtype=torch.bool))
+
+
+# ── a network, layer after layer ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_recipe_prunes_each_layer_on_what_the_pruned_ones_before_it_give():
+    t = make_task()
+    model, x = t.trained(0), t.calibration(64, 3)[0]
+    before = copy.deepcopy(model)
+    masks = recipe("obs")(model, t, sparsity=0.7, seed=3, samples=64)
+    for name, mask in masks.items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        seen = []
+        with layer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])):
+            model(x)
+        gram = seen[0].double().T @ seen[0].double()
+        hessian = gram + 1e-2 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        old = before.get_parameter(name).detach().double()
+        for row, kept, weights in zip(layer.weight.double(), mask, old, strict=True):  # the best for this mask
+            best = weights[kept] + torch.linalg.solve(hessian[kept][:, kept], hessian[kept][:, ~kept] @ weights[~kept])
+            torch.testing.assert_close(row[kept], best, rtol=1e-4, atol=1e-5)
+            assert (row[~kept] == 0).all()
+        assert int((~mask).sum()) == round(0.7 * mask.numel())
+    assert masks == Masks.of(model)
+
+
+def test_the_recipe_is_better_than_taking_the_smallest_away():
+    digits = task("digits-mlp")
+    surgeon, smallest = digits.trained(0), digits.trained(0)
+    recipe("obs")(surgeon, digits, sparsity=0.9, samples=256)
+    prune(smallest, sparsity=0.9, allocation="uniform")
+    assert digits.accuracy(surgeon) > digits.accuracy(smallest) + 0.03
+
+
+def test_the_recipe_refuses_grouped_convolutions():
+    t = make("grouped", steps=2)
+    with pytest.raises(ValueError, match="does not work on grouped convolutions, which"):
+        recipe("obs")(t.model(0), t, sparsity=0.5, samples=16)

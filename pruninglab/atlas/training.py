@@ -167,7 +167,9 @@ SYSTEMS = (
         reference="E. Diao et al.: Pruning deep neural networks from a sparsity perspective (ICLR 2023, "
         "arXiv 2302.05601)",
         chapter=5,
-        note="The index and the size of the next round are there: `pruninglab.pq`.",
+        task="digits-mlp",
+        start="untrained",
+        note="The rounds end at the sparsity that is asked for; the paper's end after a number of them.",
     ),
     System(
         name="ap",

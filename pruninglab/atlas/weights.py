@@ -132,8 +132,8 @@ SYSTEMS = (
         title="Optimal brain surgeon",
         topic="curvature",
         what="`weight`",
-        how_important="`obs`, with the second derivative of the whole network's loss",
-        how_much="`global`",
+        how_important="`obs`, on weights as updated so far",
+        how_much="`uniform`",
         when="one weight after the other, the cheapest first",
         repair="all other weights make up for each that goes, in closed form",
         claim="On MONK's three problems 90, 76 and 62 per cent of the weights go that decay leaves, without training "
@@ -141,7 +141,9 @@ SYSTEMS = (
         reference="B. Hassibi, D. Stork: Second order derivatives for network pruning: optimal brain surgeon "
         "(NIPS 1992)",
         chapter=7,
-        note="For one layer at a time there is `curvature.obs_layer`.",
+        task="digits-mlp",
+        note="Layer after layer, each with the second derivative of its own squared error; the paper's is that of the "
+        "whole network's loss, and its weights compete across layers.",
     ),
     combination(
         "woodfisher",

@@ -24,10 +24,12 @@ from pruninglab.recipes.llm import ecoflap, gblm, owl, sparsegpt, wanda
 from pruninglab.recipes.llm_pruner import llm_pruner
 from pruninglab.recipes.loraprune import loraprune
 from pruninglab.recipes.minitron import minitron
+from pruninglab.recipes.obs import obs
 from pruninglab.recipes.obspa import obspa
 from pruninglab.recipes.perp import perp
 from pruninglab.recipes.polarize import polarize
 from pruninglab.recipes.precrop import precrop
+from pruninglab.recipes.sap import sap
 from pruninglab.recipes.shortgpt import shortgpt
 from pruninglab.recipes.slicegpt import slicegpt
 
@@ -47,11 +49,13 @@ RECIPES: dict[str, Recipe] = {
     "llm_pruner": llm_pruner,
     "loraprune": loraprune,
     "minitron": minitron,
+    "obs": obs,
     "obspa": obspa,
     "owl": owl,
     "perp": perp,
     "polarize": polarize,
     "precrop": precrop,
+    "sap": sap,
     "shortgpt": shortgpt,
     "slicegpt": slicegpt,
     "sparsegpt": sparsegpt,
