@@ -69,7 +69,7 @@ def lottery(rounds: int | None = None, rate: float | None = None, rewind_to: flo
     """Iterative magnitude pruning with rewinding: how winning tickets are found (Frankle & Carbin 2019; 2020).
 
     Each round removes a fraction of the weights that are left, sets the others back to an early point of training, and
-    trains again from there. It ends trained; the recovery "rewind" makes the ticket of it.
+    trains again from there. It ends with the last pruning; the recovery "rewind" makes a trained ticket of it.
 
     Args:
         rounds: how many equal rounds.
