@@ -63,16 +63,14 @@ def torchvision() -> str:
     """Whether it belongs to the installed torch. Two tasks need it; everything else works without."""
     import torch
 
+    from pruninglab.tasks.data import TOGETHER, import_torchvision
+
     try:
-        import torchvision
-    except Exception as error:  # it raises different things, depending on how the two differ
-        said = " ".join(str(error).split())[:120]
-        advice = (
-            "torch and torchvision do not belong together. Install both at once: "
-            "python -m pip install --upgrade --force-reinstall torch torchvision"
-        )
-        raise Fault(f"cannot be imported: {said}", advice) from error
-    return f"{torchvision.__version__}, with torch {torch.__version__}"
+        found = import_torchvision()
+    except RuntimeError as error:
+        advice = f"torch and torchvision do not belong together. Install both at once: {TOGETHER}"
+        raise Fault(str(error).splitlines()[0], advice) from error
+    return f"{found.__version__}, with torch {torch.__version__}"
 
 
 def processor() -> str:

@@ -18,6 +18,7 @@ from pruninglab.book import BOOK, Chapter
 from pruninglab.files import atomic, code_version, digest
 from pruninglab.notebook.claims import FAILS, HOLDS, OPEN, SIGNS, claimed, count, effect
 from pruninglab.progress import progress
+from pruninglab.tasks import TASKS
 from pruninglab.tasks.language import SHIPPED
 
 PAGE = BOOK / "ledger.md"
@@ -32,8 +33,9 @@ Every claim of the book, with what was measured for it. Nothing here is typed in
 the verdict is computed. A claim holds if the whole 95 % confidence interval of the mean lies on the claimed side of
 the bound, and does not hold here if all of it lies on the other side; otherwise it cannot be told.
 
-A source after *cf.* is cited in the text just above the claim; without *cf.* the claim names it itself. Reasons in
-quotation marks are what the chapter says after the claim.
+A source after *cf.* is cited in the text just above the claim; without *cf.* the claim names it itself; where no work
+is cited, the claim is this book's own. Reasons in quotation marks are what the chapter says after the claim. Tasks are
+those that a chapter's code asks for.
 """
 
 Result = dict[str, Any]
@@ -201,13 +203,21 @@ def _section(chapter: Chapter, result: Result) -> str:
     verdicts = Counter(dict.fromkeys((HOLDS, FAILS, OPEN), 0))
     verdicts.update(claim["verdict"] for claim in result["claims"])
     lines = [f"<!-- chapter: {chapter.path.stem}, key: {result['key']} -->"]
-    lines += [f"Run on {result['date']}, {result['seconds']:.0f} seconds. {_counted(verdicts)}", ""]
+    cells = _cells(chapter.path)
+    lines += [f"Run on {result['date']}, {result['seconds']:.0f} seconds. {_counted(verdicts)}", *_tasks(cells), ""]
     if result["error"]:
         lines += [f"**The chapter failed**, and what it claims from there on is missing: {_plain(result['error'])}", ""]
     if result["claims"]:
         lines += ["| claim | source | measured | seeds | verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
-        lines += _rows(result["claims"], _cells(chapter.path))
+        lines += _rows(result["claims"], cells)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _tasks(cells: Cells) -> list[str]:
+    """The tasks that a chapter's code names, in the order it does, as a line."""
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    named = [name for name in dict.fromkeys(re.findall(r'"([a-z0-9-]+)"', code)) if name in TASKS]
+    return [f"Tasks: {', '.join(named)}."] if named else []
 
 
 def _counted(verdicts: Counter[str]) -> str:
@@ -220,7 +230,7 @@ def _rows(claims: list[dict[str, Any]], cells: Cells) -> list[str]:
         + " | ".join(
             [
                 _plain(claim["sentence"]),
-                _plain(claim["source"]) or _cited(claim, cells),
+                _plain(claim["source"]) or _cited(claim, cells) or "this book",
                 _plain(f"{effect(claim)} (claimed: {claimed(claim)})"),
                 _plain(count(claim)),
                 f"{SIGNS[claim['verdict']]} {claim['verdict']}",

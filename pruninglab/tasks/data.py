@@ -84,6 +84,9 @@ def _standardised(splits: Splits) -> Splits:
     return {name: ((x - mean) / std, y) for name, (x, y) in splits.items()}
 
 
+TOGETHER = "python -m pip install --upgrade --force-reinstall torch torchvision"  # the remedy
+
+
 def import_torchvision() -> ModuleType:
     """`torchvision`, or a RuntimeError that says why it cannot be imported and how to mend that."""
     try:
@@ -93,7 +96,7 @@ def import_torchvision() -> ModuleType:
             f"torchvision cannot be imported ({type(error).__name__}: {error}).\n"
             f"It has to be the build that belongs to the installed torch ({torch.__version__}): a torch from one place "
             'and a torchvision from another give "operator torchvision::nms does not exist". Install both together:\n'
-            "    python -m pip install --upgrade --force-reinstall torch torchvision\n"
+            f"    {TOGETHER}\n"
             "Everything that does not need torchvision goes on working, for example task('digits-cnn')."
         ) from error
     return torchvision

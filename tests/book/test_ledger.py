@@ -15,7 +15,8 @@ from pruninglab.notebook.claims import FAILS, HOLDS, OPEN
 
 GOOD = [
     ("text", "# 0 · First\n\nA citation of another section (Old et al. 1990)."),
-    ("set-up", "from pruninglab.notebook.claims import claim\nx = [1.0, 1.1, 0.9, 1.0, 1.05]"),
+    ("tasks", 'from pruninglab.notebook.claims import claim\nnames = \'hard-digits-mlp\', "digits-cnn", "no-task"'),
+    ("set-up", 'x = [1.0, 1.1, 0.9, 1.0, 1.05]  # of "digits-mlp" and "digits-cnn": claim'),
     ("section", "## It holds\n\nHolder & Bound (2019, ABC) and (Seen et al. 2020; 2021) say so, in 2022, of *a|b*."),
     ("holds", 'claim("A <b>bold</b> a|b costs $5 *now*.", x, above=0.5, unit="points", source="Own_1 2001")'),
     ("more", 'display(claim("It is twelve.", [1, 2], equals=[1, 2]))\nclaim("Low.", [2.0], below=3, over="draw")'),
@@ -189,8 +190,12 @@ def test_a_source_is_the_claim_s_own_or_what_its_section_cites_and_no_other_s(re
     assert row(really_run.page, "It is twelve")[1] == "*cf.* Holder & Bound 2019; Seen et al. 2020; 2021".replace(
         "&", "&amp;"
     )
-    assert row(really_run.page, "No.")[1] == ""
+    assert row(really_run.page, "No.")[1] == "this book"
     assert "Old" not in really_run.page
+
+
+def test_a_section_names_the_tasks_of_its_chapter_in_order(really_run):
+    assert "\nTasks: digits-cnn, digits-mlp.\n" in really_run.page
 
 
 def test_reasons_are_the_claim_s_own_or_the_chapter_s_words_but_not_for_a_surprise(really_run):
