@@ -69,6 +69,7 @@ def _parser() -> Parser:
     on = "Run the same command again: it goes on where it stopped."
     ledger = command("ledger", _ledger, "test every claim of the book, into book/ledger.md (about 20 minutes)", on)
     ledger.add_argument("--check", action="store_true", help="run nothing; mark what is of another version of the code")
+    command("names", _names, "list which chapter introduces which public name, and write it to book/names.md")
     command("readme", _readme, "make the README's picture and tables again", again)
     llama = command("tiny-llama", _tiny_llama, "train the language model that ships in data/ again (minutes)", again)
     llama.add_argument("--out", type=Path, default=None, help="where to write it instead")
@@ -212,6 +213,13 @@ def _book(options: argparse.Namespace) -> int:
     print(table.to_string(index=False))
     print(f"{table['seconds'].sum():.0f} seconds in all; the executed chapters are in {options.out}")
     return int((table["state"] != "ok").any())
+
+
+def _names(options: argparse.Namespace) -> int:
+    from pruninglab.notebook import names
+
+    options.make = lambda: names.rows(names.write())
+    return _list(options)
 
 
 def _readme(options: argparse.Namespace) -> int:
