@@ -5,6 +5,8 @@
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
+    python -m lab student    set up if need be, and write the book without its solutions into build/student
+    python -m lab solutions  the same with every exercise solved, into build/solutions
 
 "Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
 """
@@ -55,7 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", "ledger"))
+    plain = ("ledger", "student", "solutions")  # commands of the library, which take its options
+    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", *plain))
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
     parser.add_argument("--fast", action="store_true", help="book: with fewer seeds and steps")
     parser.add_argument(
@@ -68,8 +71,8 @@ def main() -> int:
         return run("-m", "pytest", *shared, *(["-m", "slow or not slow"] if options.slow else []), *rest)
     if options.what == "book":
         return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
-    if options.what == "ledger":
-        return run("-m", "pruninglab", "ledger", *rest)
+    if options.what in plain:
+        return run("-m", "pruninglab", options.what, *rest)
     if options.what == "open":
         browser = ["--no-browser"] if options.no_browser else []
         return run("-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", *browser, *rest)
