@@ -142,7 +142,7 @@ def _grade(path: Path, of: Path | None, time_limit: float) -> Iterator[Grade]:
         reason = " ".join(str(error).split())[:200] if isinstance(error, ValueError | OSError) else repr(error)[:200]
         yield Grade("(all)", NOT_GRADED, 0.0, 0.0, f"{type(error).__name__}: {reason}")
         return
-    cells = [("a cell that was given", cell) for cell in _given(master)] + cells
+    cells = [("a cell that was given", cell) for cell in given(master)] + cells
     waiting = list(questions(master))
     while waiting:  # a process that had to be ended is followed by another one
         for one in _in_a_process(cells, waiting, time_limit):
@@ -185,7 +185,7 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
     process.join()
 
 
-def _given(path: Path) -> list[str]:
+def given(path: Path) -> list[str]:
     """The code cells that our notebook gives: what learners have deleted of them is there all the same."""
     import nbformat
 

@@ -6,6 +6,7 @@ import json
 import linecache
 import os
 import symtable
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,21 +17,25 @@ from pruninglab.notebook import answers, exercises  # noqa: F401  the answers ma
 
 
 def work(connection: Connection, cells: list[tuple[str, str]], waiting: list[dict[str, Any]]) -> None:
-    """Grade the questions one by one, with what the cells, each a name and its code, define."""
+    """Send "ready", and then the grade of each question as JSON."""
     if hasattr(os, "setsid"):
         os.setsid()  # a group of its own, so that all of it can be ended
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # what learners print, and what they ask for
         os.dup2(nothing, stream)
     matplotlib.use("agg")  # no windows
-    tasks = dict(exercises.EXERCISES)
     # `f = check(f)` must leave the learner's function where it is.
     pruninglab.notebook.check = exercises.check = lambda function, *_, **__: function
-    statements, unread = _statements(cells)
     connection.send_bytes(b"ready")
+    for result in grades(cells, waiting):
+        connection.send_bytes(json.dumps(result).encode())
+
+
+def grades(cells: list[tuple[str, str]], waiting: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Grade questions one by one, with what cells, each a name and its code, define."""
+    statements, unread = _statements(cells)
     for question in waiting:
-        result = _one(question["name"], question["tests"], statements, unread, tasks)
-        connection.send_bytes(json.dumps({"exercise": question["name"], **result}).encode())
+        yield {"exercise": question["name"], **_one(question["name"], question["tests"], statements, unread)}
 
 
 Statement = tuple[ast.stmt, str, set[str], set[str]]  # with its file's name, the names it binds, and those it uses
@@ -71,7 +76,6 @@ def _one(
     tests: list[tuple[float, str]],
     statements: list[Statement],
     unread: list[tuple[str, str]],
-    tasks: dict[str, exercises.Exercise],
 ) -> dict[str, Any]:
     """The grade of one question, as the fields of `grading.Grade` without the name."""
     of = sum(points for points, _ in tests) if tests else 1.0
@@ -89,7 +93,7 @@ def _one(
         return {"result": "wrong" if what else "not handed in", "of": of, "problem": what}
     if tests:
         return _lab(function, tests, space, of)
-    failure = exercises.first_failure(tasks[name], function)
+    failure = exercises.first_failure(exercises.EXERCISES[name], function)
     if failure is None:
         return {"result": "right", "points": of, "of": of}
     _, sentence, problem = failure
