@@ -26,6 +26,14 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "pruninglab-setup"
 # JupyterLab's defaults in this environment: it asks nothing and looks nothing up when it starts.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+# nbgrader's menus are for teachers, who use it from a terminal here; they slow the start, and warn of a missing course.
+NBGRADER = [f"nbgrader.server_extensions.{name}" for name in ("assignment_list", "course_list", "formgrader")]
+NBGRADER += ["nbgrader.server_extensions.validate_assignment"]
+SETTINGS = {
+    "share/jupyter/lab/settings/overrides.json": QUIET,
+    "etc/jupyter/jupyter_server_config.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(NBGRADER, False)}},
+    "etc/jupyter/labconfig/page_config.json": {"disabledExtensions": {"@jupyter/nbgrader": True}},
+}
 
 
 def set_up() -> None:
@@ -41,9 +49,9 @@ def set_up() -> None:
     install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
-    settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(QUIET, indent=2))
+    for name, settings in SETTINGS.items():
+        (VENV / name).parent.mkdir(parents=True, exist_ok=True)
+        (VENV / name).write_text(json.dumps(settings, indent=2))
     STAMP.write_text(made_for)
 
 
