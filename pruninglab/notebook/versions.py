@@ -104,10 +104,11 @@ def write_version(out: Path, make: "Callable[[NotebookNode], NotebookNode]", *, 
         def linked(match: re.Match[str]) -> str:
             """The link as it is in the new folder; a file that it leads to comes along."""
             target = (folder / match[0]).resolve()
-            if not target.is_file():
+            if not target.is_file() or target.is_relative_to(BOOK / "labs"):  # a lab's source has its answers
                 return match[0]
             if target not in files:
-                files[target] = target.name
+                taken = target.name in files.values()
+                files[target] = f"{target.parent.name}_{target.name}" if taken else target.name
                 waiting.append(target)
             return files[target]
 

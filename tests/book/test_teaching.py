@@ -38,7 +38,12 @@ def test_each_student_s_notebook_has_its_own_seed(tmp_path):
     pytest.importorskip("nbgrader")
     settings = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     settings["PYTHONPATH"] = str(book.BOOK.parent)
-    subprocess.run(["sh", "-ec", block("--prepare-only").replace("1 2 3", "1 3")], cwd=tmp_path, env={**os.environ, **settings}, check=True)
+    subprocess.run(
+        ["sh", "-ec", block("--prepare-only").replace("1 2 3", "1 3")],
+        cwd=tmp_path,
+        env={**os.environ, **settings},
+        check=True,
+    )
     for seed in (1, 3):
         notebook = nbformat.read(tmp_path / "handout" / f"magnitude_{seed}.ipynb", as_version=4)
         (cell,) = [cell for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", [])]

@@ -76,6 +76,24 @@ def test_every_link_leads_to_a_file_that_came_along(folders):
                 assert link.startswith("http") or (folders / name / link).is_file(), (path.name, link)
 
 
+def test_linked_files_come_along_under_names_of_their_own_but_no_lab_with_its_answers(tmp_path, monkeypatch):
+    folder = tmp_path / "book"
+    for name in ("labs/lab.ipynb", "page.md", "../other/page.md", "../data.csv", "picture.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("see [data](../data.csv)")
+    text = (
+        "[a](labs/lab.ipynb) [b](page.md) ![c](picture.png) [d](../other/page.md) [e](https://example.org) [f](gone.md)"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), folder / "00_x.ipynb")
+    monkeypatch.setattr(versions, "BOOK", folder)
+    monkeypatch.setattr(versions, "chapters", lambda: [book.Chapter(0, "title", "answer", folder / "00_x.ipynb")])
+    files = versions.write_version(tmp_path / "out", versions.solved_version)
+    assert [path.name for path in files] == ["00_x.ipynb", "data.csv", "other_page.md", "page.md", "picture.png"]
+    new = text.replace("../other/page.md", "other_page.md")
+    assert read(tmp_path / "out" / "00_x.ipynb").cells[0].source == new
+    assert (tmp_path / "out" / "page.md").read_text() == "see [data](data.csv)"
+
+
 def texts_of(path):
     return str([output for cell in read(path).cells for output in cell.get("outputs", [])])
 
