@@ -5,6 +5,8 @@
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
+    python -m lab student    set up if need be, and write the book without its solutions into build/student
+    python -m lab solutions  the same with every exercise solved, into build/solutions
 
 "Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
 """
@@ -24,6 +26,14 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "pruninglab-setup"
 # JupyterLab's defaults in this environment: it asks nothing and looks nothing up when it starts.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+# nbgrader's menus are for teachers, who use it from a terminal here; they slow the start, and warn of a missing course.
+NBGRADER = [f"nbgrader.server_extensions.{name}" for name in ("assignment_list", "course_list", "formgrader")]
+NBGRADER += ["nbgrader.server_extensions.validate_assignment"]
+SETTINGS = {
+    "share/jupyter/lab/settings/overrides.json": QUIET,
+    "etc/jupyter/jupyter_server_config.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(NBGRADER, False)}},
+    "etc/jupyter/labconfig/page_config.json": {"disabledExtensions": {"@jupyter/nbgrader": True}},
+}
 
 
 def set_up() -> None:
@@ -39,9 +49,9 @@ def set_up() -> None:
     install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
-    settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(QUIET, indent=2))
+    for name, settings in SETTINGS.items():
+        (VENV / name).parent.mkdir(parents=True, exist_ok=True)
+        (VENV / name).write_text(json.dumps(settings, indent=2))
     STAMP.write_text(made_for)
 
 
@@ -55,7 +65,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", "ledger"))
+    plain = ("ledger", "student", "solutions")  # commands of the library, which take its options
+    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", *plain))
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
     parser.add_argument("--fast", action="store_true", help="book: with fewer seeds and steps")
     parser.add_argument(
@@ -68,8 +79,8 @@ def main() -> int:
         return run("-m", "pytest", *shared, *(["-m", "slow or not slow"] if options.slow else []), *rest)
     if options.what == "book":
         return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
-    if options.what == "ledger":
-        return run("-m", "pruninglab", "ledger", *rest)
+    if options.what in plain:
+        return run("-m", "pruninglab", options.what, *rest)
     if options.what == "open":
         browser = ["--no-browser"] if options.no_browser else []
         return run("-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", *browser, *rest)

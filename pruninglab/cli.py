@@ -71,6 +71,20 @@ def _parser() -> Parser:
     ledger.add_argument("--check", action="store_true", help="run nothing; mark what is of another version of the code")
     command("names", _names, "list which chapter introduces which public name, and write it to book/names.md")
     command("readme", _readme, "make the README's picture and tables again", again)
+    for name, told in (
+        ("student", "without its solutions (needs nbgrader)"),
+        ("solutions", "with every exercise solved"),
+    ):
+        sub = command(name, _version, f"write the whole book {told} to a folder", again)
+        sub.add_argument(
+            "out", nargs="?", type=Path, help=f"a folder that is empty or not there (build/{name}, made anew)"
+        )
+        sub.set_defaults(version=name)
+    grade = command("grade", _grade, "grade notebooks that were handed in (they run with your rights)", again)
+    grade.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="chapters or labs, damaged ones too")
+    grade.add_argument("--of", type=Path, metavar="NOTEBOOK", help="the chapter or lab that they are of (found out)")
+    grade.add_argument("--time-limit", type=float, default=30, metavar="SECONDS", help="for one exercise (30)")
+    grade.add_argument("--out", type=Path, metavar="FILE", help="write the table, as .csv or .json")
     llama = command("tiny-llama", _tiny_llama, "train the language model that ships in data/ again (minutes)", again)
     llama.add_argument("--out", type=Path, default=None, help="where to write it instead")
     return parser
@@ -220,6 +234,44 @@ def _names(options: argparse.Namespace) -> int:
 
     options.make = lambda: names.rows(names.write())
     return _list(options)
+
+
+def _version(options: argparse.Namespace) -> int:
+    from pruninglab.notebook.versions import solved_version, student_version, write_version
+
+    make = student_version if options.version == "student" else solved_version
+    out = options.out or ROOT / "build" / options.version
+    try:
+        files = write_version(out, make, replace=options.out is None)
+    except OSError as error:
+        options.parser.error(str(error))
+    except ModuleNotFoundError as error:
+        print(f"{options.parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(files)} files are in {out}")
+    return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    """Wrong answers are a result; only a notebook that cannot be graded is a failure."""
+    from pruninglab.notebook import grading, report
+
+    out = options.out
+    if out is not None:
+        if out.suffix not in (".csv", ".json"):
+            options.parser.error(f"--out is a file that ends in .csv or .json, not {str(out)!r}")
+        _check_file(out, options.parser)
+    if not options.time_limit > 0:
+        options.parser.error(f"--time-limit is a number of seconds above 0, not {options.time_limit:g}")
+    try:
+        table = grading.grade(options.notebooks, of=options.of, time_limit=options.time_limit)
+    except (ValueError, OSError) as error:
+        options.parser.error(str(error))
+    print(grading.as_text(table))
+    if out is not None:
+        text = table.to_csv(index=False) if out.suffix == ".csv" else table.to_json(orient="records", indent=2)
+        report.write(out, text)
+    return int((table["result"] == grading.NOT_GRADED).any())
 
 
 def _readme(options: argparse.Namespace) -> int:
