@@ -5,6 +5,8 @@
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
+    python -m lab site       set up if need be, and make the HTML book in build/site, from the ledger's runs (--fast:
+                             from quick ones; --pdf: a print version too)
 
 "Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
 """
@@ -55,9 +57,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", "ledger"))
+    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", "ledger", "site"))
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
-    parser.add_argument("--fast", action="store_true", help="book: with fewer seeds and steps")
+    parser.add_argument("--fast", action="store_true", help="book, site: with fewer seeds and steps")
     parser.add_argument(
         "--no-browser", action="store_true", help="open: print the address instead of opening a browser"
     )
@@ -70,6 +72,8 @@ def main() -> int:
         return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
     if options.what == "ledger":
         return run("-m", "pruninglab", "ledger", *rest)
+    if options.what == "site":
+        return run("-m", "pruninglab", "site", *(["--fast"] if options.fast else []), *rest)
     if options.what == "open":
         browser = ["--no-browser"] if options.no_browser else []
         return run("-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", *browser, *rest)

@@ -69,6 +69,11 @@ def _parser() -> Parser:
     on = "Run the same command again: it goes on where it stopped."
     ledger = command("ledger", _ledger, "test every claim of the book, into book/ledger.md (about 20 minutes)", on)
     ledger.add_argument("--check", action="store_true", help="run nothing; mark what is of another version of the code")
+    site = command("site", _site, "make the HTML book, running what has no results of this code yet (20 minutes)", on)
+    site.add_argument("--fast", action="store_true", help="of a quick version of the chapters, which the pages say")
+    site.add_argument("--no-run", action="store_true", help="run nothing; a chapter without results says so")
+    site.add_argument("--pdf", action="store_true", help="a print version too, by Chromium")
+    site.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="where the pages go")
     command("readme", _readme, "make the README's picture and tables again", again)
     llama = command("tiny-llama", _tiny_llama, "train the language model that ships in data/ again (minutes)", again)
     llama.add_argument("--out", type=Path, default=None, help="where to write it instead")
@@ -205,6 +210,12 @@ def _ledger(options: argparse.Namespace) -> int:
     from pruninglab.notebook.ledger import command
 
     return command(options.check)
+
+
+def _site(options: argparse.Namespace) -> int:
+    from pruninglab.notebook.site import command
+
+    return command(options.out, fast=options.fast, run=not options.no_run, pdf=options.pdf)
 
 
 def _book(options: argparse.Namespace) -> int:

@@ -1,0 +1,236 @@
+"""The pages that Sphinx makes the HTML book of: chapters with their results, and the lists that code knows best."""
+
+import json
+import pkgutil
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pruninglab
+from pruninglab import book
+from pruninglab.book import BOOK, Chapter
+from pruninglab.notebook import ledger, references
+from pruninglab.notebook.claims import FAILS, HOLDS, OPEN, SIGNS
+from pruninglab.notebook.ledger import Result
+
+FIRST = ("glossary", "notation", "names", "teaching", "ledger")  # of the pages beside the chapters; others follow them
+MOVING = "<p><i>Here is a slider in JupyterLab. Below are the pictures at a few of its settings.</i></p>"
+QUICK = "A quick version, with fewer seeds and steps, in which some claims cannot be told."
+BESIDE = r"\]\(\.\./([\w/]+\.md)\)"  # links from the book to a page elsewhere in the project, which comes along
+ROOM = """{name}
+{line}
+
+.. automodule:: {name}
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A chapter, the executed copy that is shown, and what came of that run; None for both if it was not run."""
+
+    chapter: Chapter
+    copy: Path | None
+    result: Result | None
+
+
+def write(folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, library: bool = True) -> None:
+    """Write all pages, as Markdown, reStructuredText and notebooks, into a folder.
+
+    Args:
+        folder: where to; must not be there yet.
+        runs: the chapters, in their order.
+        fast: whether the runs are of the quick version, which each page then says.
+        pdf: whether a print version lies beside the pages, to be linked to.
+        library: whether to make the reference of the library too.
+
+    Raises:
+        ValueError: a chapter names a work in a form that is not understood.
+    """
+    shutil.copytree(BOOK / "site", folder)  # Sphinx's settings and styles, and the index's text
+    works = references.merged([work for run in runs for work in _cited(run.chapter)] + references.published())
+    (folder / "references.bib").write_text("\n".join(work.bibtex() for work in works), encoding="utf-8")
+    keys = {work: next(w.key for w in works if w.same(work)) for run in runs for work in _cited(run.chapter)}
+    chapters = {run.chapter.path.name: _notebook(run, keys, fast) for run in runs}
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
+    for place in sorted(set(re.findall(BESIDE, "".join(text for text in (*chapters.values(), *pages.values()))))):
+        pages[Path(place).stem] = (BOOK.parent / place).read_text(encoding="utf-8")
+    pages["ledger"] = ledger.text_of({run.chapter.path.stem: run.result for run in runs if run.result})
+    pages |= {"status": _status(runs, fast), "references": _references()}
+    if library:
+        _library(folder / "api")
+    pages["index"] = _index(runs, [name for name in pages if name != "index"], pdf, library)
+    for name, text in (chapters | {f"{name}.md": text for name, text in pages.items()}).items():
+        (folder / name).write_text(re.sub(BESIDE, lambda match: f"]({Path(match[1]).name})", text), encoding="utf-8")
+    (folder / "images").mkdir(exist_ok=True)
+    for picture in (BOOK.parent / "images").glob("*.png"):
+        (folder / "images" / picture.name).write_bytes(picture.read_bytes())
+
+
+# ── chapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cells(path: Path) -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
+
+
+def _cited(chapter: Chapter) -> list[references.Work]:
+    return [work for cell in _cells(chapter.path)["cells"] for work, _ in references.cited(cell["source"])]
+
+
+def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
+    """An executed chapter as it is shown: links of pages, citations, folded solutions, and nothing that needs a kernel."""
+    notebook = _cells(run.copy or run.chapter.path)
+    notebook["metadata"].pop("widgets", None)
+    notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
+    cells: list[dict[str, Any]] = notebook["cells"]
+    download = f'<a href="downloads/{run.chapter.path.name}" download>Download this notebook</a>'
+    for cell, after in zip(cells, [*cells[1:], {}], strict=True):
+        if cell["cell_type"] == "markdown":
+            for work, place in reversed(references.cited(cell["source"])):
+                text = cell["source"]
+                cell["source"] = f"{text[:place]} {{cite:p}}`{keys[work]}`{text[place:]}"
+            if "exercise" in after.get("metadata", {}).get("tags", ()):
+                cell["source"] += f"\n\n{download} to solve it in JupyterLab."
+            continue
+        if cell["cell_type"] != "code":
+            continue
+        tags = cell["metadata"].setdefault("tags", [])
+        if "solution" in tags:
+            tags.append("hide-input")
+            said = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+            cell["metadata"]["mystnb"] = said
+        cell["outputs"] = [_output(output) for output in cell["outputs"] if output.get("name") != "stderr"]
+    told = "**This chapter was not run with the present code; it is shown without results.**"
+    if run.result is not None:
+        told = f"Run on {run.result['date']}, {run.result['seconds']:.0f} seconds ([status](status.md))."
+        told += f" **{QUICK}**" * fast
+    cells.insert(1, {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": f"{told} {download}."})
+    return json.dumps(notebook, ensure_ascii=False, indent=1)
+
+
+def _output(output: dict[str, Any]) -> dict[str, Any]:
+    """An output without a widget, and with links to pages instead of notebooks."""
+    data = output.get("data", {})
+    html = "".join(data.get("text/html", ""))
+    if "application/vnd.jupyter.widget-view+json" in data:
+        plain = "".join(data.get("text/plain", ""))
+        if plain.startswith("Predict:"):
+            return {"output_type": "stream", "name": "stdout", "text": f"{plain}\n"}
+        html = MOVING
+    if not html:
+        return output
+    linked = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', html)
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/html": linked}}
+
+
+# ── the other pages ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _index(runs: list[Run], pages: list[str], pdf: bool, library: bool) -> str:
+    text = (BOOK / "site" / "index.md").read_text(encoding="utf-8")
+    rows = ["| chapter | its answer |", "| --- | --- |"]
+    rows += [f"| [{c.number} · {c.title}]({c.path.name}) | {c.answer} |" for c in (run.chapter for run in runs)]
+    others = [name for name in FIRST if name in pages] + sorted(set(pages) - set(FIRST))
+    parts = {"Chapters": [run.chapter.path.stem for run in runs], "Beside the chapters": others}
+    parts |= {"The library": ["api/index"]} if library else {}
+    trees = [
+        "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"])
+        for caption, names in parts.items()
+    ]
+    if pdf:
+        rows += ["", '<a href="pruning-lab.pdf">The book as a PDF</a>, for print.']
+    return text.replace("<!-- map -->", "\n".join(rows)).replace("<!-- contents -->", "\n\n".join(trees))
+
+
+def _status(runs: list[Run], fast: bool) -> str:
+    """Of each chapter: whether it ran through, when, how long, with what, and how its claims came out."""
+    rows = ["# Status", "", "How each chapter was run for these pages, as recorded by the runs themselves."]
+    rows += ["", f"**{QUICK}**"] * fast
+    signs = [f"{SIGNS[verdict]} {verdict}" for verdict in (HOLDS, FAILS, OPEN)]
+    head = ["chapter", "state", "run on", "seconds", *signs, "made with", "commit"]
+    rows += ["", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for run in runs:
+        name = f"[{run.chapter.number} · {run.chapter.title}]({run.chapter.path.name})"
+        if run.result is None or run.copy is None:
+            rows.append(f"| {name} | not run |{' |' * (len(head) - 2)}")
+            continue
+        error, claims = run.result["error"], Counter(claim["verdict"] for claim in run.result["claims"])
+        printed = re.search(r"^Python [^\n]*; device [^\n]*", _printed(run.copy), re.M)
+        cells = [
+            "✔ passed" if not error else f"✘ failed: {ledger.plain(error)}",
+            run.result["date"],
+            f"{run.result['seconds']:.0f}",
+            *(str(claims[verdict]) for verdict in (HOLDS, FAILS, OPEN)),
+            printed[0] if printed else "not recorded",
+            run.result.get("commit") or "not recorded",
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _printed(copy: Path) -> str:
+    outputs = [output for cell in _cells(copy)["cells"] for output in cell.get("outputs", ())]
+    return "\n".join("".join(output.get("text", "")) for output in outputs)
+
+
+def _references() -> str:
+    said = "Works that the chapters cite, and those of the atlas of published systems (`pruninglab.atlas.table()`)."
+    download = '<a href="downloads/references.bib" download>All of them as BibTeX</a>.'
+    return f"# References\n\n{said}\n{download}\n\n```{{bibliography}}\n:all:\n```\n"
+
+
+def _library(folder: Path) -> None:
+    """A page for each module that has something public, and one that lists them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rooms = {}
+    for module in pkgutil.walk_packages(pruninglab.__path__, "pruninglab."):
+        if "._" not in module.name:
+            told = (import_module(module.name).__doc__ or "").strip()
+            rooms[module.name] = " ".join(told.split("\n\n")[0].split())
+            page = ROOM.format(name=module.name, line="=" * len(module.name))
+            (folder / f"{module.name}.rst").write_text(page, encoding="utf-8")
+    rows = ["# The library", "", "What `from pruninglab import …` gives:", ""]
+    for name in pruninglab.__all__:
+        thing = getattr(pruninglab, name)
+        rows.append(f"- {{py:obj}}`~{thing.__module__}.{thing.__qualname__}`: {_said(thing)}")
+    rows += ["", "## Its rooms", "", "| room | what is in it |", "| --- | --- |"]
+    rows += [f"| [{name}]({name}.rst) | {ledger.plain(told)} |" for name, told in rooms.items()]
+    rows += ["", "```{toctree}", ":hidden:", "", *rooms, "```", ""]
+    (folder / "index.md").write_text("\n".join(rows), encoding="utf-8")
+
+
+def docstring(text: str) -> str:
+    """A docstring in reStructuredText: what looks like markup and is mathematics stays as it is written.
+
+    A block that is indented is code; but not what stands under a heading such as `Args:`.
+    """
+    paragraphs, code, heading = [], False, ""
+    for line in _escaped(text).splitlines():
+        indented = line.startswith("    ")
+        if line.strip() and not indented:
+            heading = line if re.fullmatch(r"[A-Z]\w+:", line) else ""
+            paragraphs += [""] * code
+            code = False
+        elif indented and not code and not heading:
+            paragraphs += ["", "::", ""]
+            code = True
+        paragraphs.append(line.replace("\\|", "|").replace("\\*", "*").replace("\\_", "_") if code else line)
+    return "\n".join(paragraphs)
+
+
+def _escaped(text: str) -> str:
+    """With a backslash before each sign that would open markup; what is in backticks or emphasised stays."""
+    kept = r"`[^`]*`|(?<![\w*])\*{1,2}[^\s*][^*\n]*\*{1,2}(?![\w*])"
+    signs = r"[|*\\]|(?<=\w)_(?!\w)"
+    return re.sub(rf"({kept})|({signs})", lambda m: m[1] or f"\\{m[2]}", text)
+
+
+def _said(thing: object) -> str:
+    return " ".join((thing.__doc__ or "").strip().split("\n\n")[0].split())
