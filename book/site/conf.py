@@ -59,6 +59,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_show_search_summary = False  # a page that is opened from a disk may not read others for its summaries
 html_last_updated_fmt = None
+html_context = {"default_mode": "auto"}  # dark or light as the reader's system is, until they choose
 html_theme_options = {
     "logo": {"text": "Pruning Lab"},
     "navigation_depth": 2,

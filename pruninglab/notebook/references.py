@@ -66,7 +66,9 @@ def cited(text: str) -> list[tuple[Work, int]]:
     for line in re.finditer(r"^- .*$", text[start:], re.M) if start >= 0 else ():
         here = list(IN_CHAPTER.finditer(line[0]))
         if not here:
-            raise ValueError(f"no work is found in {line[0]!r}; the form is: - A. Name, *Title* (2020, arXiv 2001.00001)")
+            raise ValueError(
+                f"no work is found in {line[0]!r}; the form is: - A. Name, *Title* (2020, arXiv 2001.00001)"
+            )
         for match in here:
             authors = re.sub(r"^(?:- |[,;] ?|and\b)+", "", match["authors"].strip() + " ").strip(" ,;")
             authors = re.sub(r"^and ", "", authors)

@@ -1,4 +1,4 @@
-"""`python -m pruninglab site`: the HTML book. Executed chapters, search, references, the library; all without a network."""
+"""`python -m pruninglab site`: the HTML book, with executed chapters, search, references and the library."""
 
 import shutil
 import subprocess
@@ -16,7 +16,14 @@ from pruninglab.notebook.site_pages import Run
 SITE = BOOK.parent / "build" / "site"
 FAST = ledger.STORE / "fast"
 PDF = "pruning-lab.pdf"
-NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx-mathjax-offline", "sphinxcontrib.bibtex", "sphinx_codeautolink")
+NEEDED = (
+    "sphinx",
+    "myst_nb",
+    "pydata_sphinx_theme",
+    "sphinx-mathjax-offline",
+    "sphinxcontrib.bibtex",
+    "sphinx_codeautolink",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 
 

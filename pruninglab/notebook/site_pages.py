@@ -5,13 +5,13 @@ import pkgutil
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pruninglab
-from pruninglab import book
 from pruninglab.book import BOOK, Chapter
 from pruninglab.notebook import ledger, references
 from pruninglab.notebook.claims import FAILS, HOLDS, OPEN, SIGNS
@@ -21,11 +21,6 @@ FIRST = ("glossary", "notation", "names", "teaching", "ledger")  # of the pages 
 MOVING = "<p><i>Here is a slider in JupyterLab. Below are the pictures at a few of its settings.</i></p>"
 QUICK = "A quick version, with fewer seeds and steps, in which some claims cannot be told."
 BESIDE = r"\]\(\.\./([\w/]+\.md)\)"  # links from the book to a page elsewhere in the project, which comes along
-ROOM = """{name}
-{line}
-
-.. automodule:: {name}
-"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def write(folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, libra
     pages |= {"status": _status(runs, fast), "references": _references()}
     if library:
         _library(folder / "api")
-    pages["index"] = _index(runs, [name for name in pages if name != "index"], pdf, library)
+    pages |= _contents(runs, list(pages), pdf, library)
     for name, text in (chapters | {f"{name}.md": text for name, text in pages.items()}).items():
         (folder / name).write_text(re.sub(BESIDE, lambda match: f"]({Path(match[1]).name})", text), encoding="utf-8")
     (folder / "images").mkdir(exist_ok=True)
@@ -85,7 +80,7 @@ def _cited(chapter: Chapter) -> list[references.Work]:
 
 
 def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
-    """An executed chapter as it is shown: links of pages, citations, folded solutions, and nothing that needs a kernel."""
+    """An executed chapter as it is shown: citations, folded solutions, and nothing that needs a kernel."""
     notebook = _cells(run.copy or run.chapter.path)
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
@@ -133,20 +128,23 @@ def _output(output: dict[str, Any]) -> dict[str, Any]:
 # ── the other pages ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _index(runs: list[Run], pages: list[str], pdf: bool, library: bool) -> str:
-    text = (BOOK / "site" / "index.md").read_text(encoding="utf-8")
+def _contents(runs: list[Run], pages: list[str], pdf: bool, library: bool) -> dict[str, str]:
+    """The index, and a page for each of its parts, which stand in the bar above."""
     rows = ["| chapter | its answer |", "| --- | --- |"]
     rows += [f"| [{c.number} · {c.title}]({c.path.name}) | {c.answer} |" for c in (run.chapter for run in runs)]
+    rows += ["", '<a href="pruning-lab.pdf">The book as a PDF</a>, for print.'] * pdf
     others = [name for name in FIRST if name in pages] + sorted(set(pages) - set(FIRST))
-    parts = {"Chapters": [run.chapter.path.stem for run in runs], "Beside the chapters": others}
-    parts |= {"The library": ["api/index"]} if library else {}
-    trees = [
-        "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```"])
-        for caption, names in parts.items()
-    ]
-    if pdf:
-        rows += ["", '<a href="pruning-lab.pdf">The book as a PDF</a>, for print.']
-    return text.replace("<!-- map -->", "\n".join(rows)).replace("<!-- contents -->", "\n\n".join(trees))
+    index = (BOOK / "site" / "index.md").read_text(encoding="utf-8").replace("<!-- map -->", "\n".join(rows))
+    parts = ["chapters", "beside", *["api/index"] * library]
+    return {
+        "index": index.replace("<!-- contents -->", _tree(parts, hidden=True)),
+        "chapters": f"# Chapters\n\n{_tree([run.chapter.path.stem for run in runs])}",
+        "beside": f"# Beside the chapters\n\n{_tree(others)}",
+    }
+
+
+def _tree(names: Iterable[str], *, hidden: bool = False) -> str:
+    return "\n".join(["```{toctree}", ":hidden:" if hidden else ":maxdepth: 1", "", *names, "```", ""])
 
 
 def _status(runs: list[Run], fast: bool) -> str:
@@ -187,23 +185,23 @@ def _references() -> str:
 
 
 def _library(folder: Path) -> None:
-    """A page for each module that has something public, and one that lists them all."""
+    """A page for each module, and one that lists them all."""
     folder.mkdir(parents=True, exist_ok=True)
-    rooms = {}
-    for module in pkgutil.walk_packages(pruninglab.__path__, "pruninglab."):
-        if "._" not in module.name:
-            told = (import_module(module.name).__doc__ or "").strip()
-            rooms[module.name] = " ".join(told.split("\n\n")[0].split())
-            page = ROOM.format(name=module.name, line="=" * len(module.name))
-            (folder / f"{module.name}.rst").write_text(page, encoding="utf-8")
+    modules = [module.name for module in pkgutil.walk_packages(pruninglab.__path__, "pruninglab.")]
+    modules = [name for name in modules if "._" not in name]
+    for name in modules:
+        inside = [other for other in modules if other.rpartition(".")[0] == name]
+        page = [name, "=" * len(name), "", f".. automodule:: {name}", ""]
+        page += ["", "Its modules", "-----------", "", ".. toctree::", "", *(f"   {other}" for other in inside)]
+        (folder / f"{name}.rst").write_text("\n".join(page if inside else page[:5]), encoding="utf-8")
     rows = ["# The library", "", "What `from pruninglab import …` gives:", ""]
     for name in pruninglab.__all__:
         thing = getattr(pruninglab, name)
         rows.append(f"- {{py:obj}}`~{thing.__module__}.{thing.__qualname__}`: {_said(thing)}")
+    rooms = [name for name in modules if name.count(".") == 1]
     rows += ["", "## Its rooms", "", "| room | what is in it |", "| --- | --- |"]
-    rows += [f"| [{name}]({name}.rst) | {ledger.plain(told)} |" for name, told in rooms.items()]
-    rows += ["", "```{toctree}", ":hidden:", "", *rooms, "```", ""]
-    (folder / "index.md").write_text("\n".join(rows), encoding="utf-8")
+    rows += [f"| [{name}]({name}.rst) | {ledger.plain(_said(import_module(name)))} |" for name in rooms]
+    (folder / "index.md").write_text("\n".join([*rows, "", _tree(rooms, hidden=True)]), encoding="utf-8")
 
 
 def docstring(text: str) -> str:
