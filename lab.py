@@ -38,7 +38,7 @@ def set_up() -> None:
     print("Setting up .venv: this downloads PyTorch and JupyterLab and takes a few minutes, once.", flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
-    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
+    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test,site]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
     settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"

@@ -1,10 +1,10 @@
 """`python -m pruninglab site`: the HTML book, with executed chapters, search, references and the library."""
 
+import os
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from os import environ
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,7 +66,9 @@ def found(store: Path = ledger.STORE) -> list[Run]:
     return runs
 
 
-def build(runs: list[Run], out: Path = SITE, *, fast: bool = False, browser: str | None = None) -> str:
+def build(
+    runs: list[Run], out: Path = SITE, *, fast: bool = False, browser: str | None = None, library: bool = True
+) -> str:
     """Make the HTML book; what is in its folder is replaced.
 
     Args:
@@ -74,6 +76,7 @@ def build(runs: list[Run], out: Path = SITE, *, fast: bool = False, browser: str
         out: where the pages go.
         fast: whether the runs are of the quick version.
         browser: a Chromium to make the print version with; None for none.
+        library: whether to make the reference of the library too, which takes a minute.
 
     Returns:
         Sphinx's warnings, a line each; "" if all is well.
@@ -81,13 +84,16 @@ def build(runs: list[Run], out: Path = SITE, *, fast: bool = False, browser: str
     Raises:
         ImportError: Sphinx, or an extension, is not installed.
         RuntimeError: Sphinx or the browser failed.
+        ValueError: the folder holds something else.
     """
     check_installed()
+    if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").exists():
+        raise ValueError(f"{out} holds something that is no HTML book; it would be lost. Name another folder")
     with TemporaryDirectory(prefix="pruninglab-site-") as scratch:
         folder = Path(scratch)
         downloads = folder / "extra" / "downloads"
         downloads.mkdir(parents=True)
-        site_pages.write(folder / "pages", runs, fast=fast, pdf=browser is not None)
+        site_pages.write(folder / "pages", runs, fast=fast, pdf=browser is not None, library=library)
         for name in [*(run.chapter.path for run in runs), folder / "pages" / "references.bib"]:
             shutil.copy(name, downloads)
         warnings = ""
@@ -121,7 +127,7 @@ def find_browser() -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    asked = environ.get("CHROMIUM")
+    asked = os.environ.get("CHROMIUM")
     paths = (shutil.which(name) for name in ([asked] if asked else BROWSERS))
     path = next((path for path in paths if path), None)
     if path is None:
@@ -134,7 +140,7 @@ def _print(page: Path, pdf: Path, browser: str) -> None:
     """Let Chromium print a page; it waits until the mathematics is set."""
     with TemporaryDirectory() as profile:
         options = ["--headless", "--disable-gpu", "--no-pdf-header-footer", f"--user-data-dir={profile}"]
-        options += ["--no-sandbox"] * (hasattr(sys, "platform") and Path("/.dockerenv").exists())
+        options += ["--no-sandbox"] * (getattr(os, "geteuid", lambda: 1)() == 0)  # it has none for root
         wait = ["--virtual-time-budget=120000", "--run-all-compositor-stages-before-draw"]
         done = subprocess.run(
             [browser, *options, *wait, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, text=True
