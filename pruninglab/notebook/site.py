@@ -37,8 +37,8 @@ def command(out: Path = SITE, *, fast: bool = False, run: bool = True, pdf: bool
             ledger.run(store, parameters, copies=True)
         runs = found(store)
         warnings = build(runs, out, fast=fast, browser=browser)
-    except (ImportError, FileNotFoundError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+    except (ImportError, FileNotFoundError, ValueError, RuntimeError) as problem:
+        print(problem, file=sys.stderr)
         return 1
     failed = {run.chapter.path.stem: run.result["error"] for run in runs if run.result and run.result["error"]}
     for name, error in failed.items():
@@ -113,8 +113,8 @@ def _sphinx(builder: str, pages: Path, out: Path, folder: Path, fast: bool) -> s
     """Run Sphinx, in a process of its own since its extensions change the one that they are in; returns warnings."""
     told, trees = folder / f"{builder}.txt", folder / f"{builder}-trees"
     settings = ["-D", f"html_theme_options.announcement={site_pages.QUICK}"] * fast
-    command = [sys.executable, "-m", "sphinx", "-b", builder, "-q", "-d", trees, "-w", told, *settings]
-    done = subprocess.run([*command, pages, out], capture_output=True, text=True)
+    options = ["-b", builder, "-q", "-d", str(trees), "-w", str(told), *settings, str(pages), str(out)]
+    done = subprocess.run([sys.executable, "-m", "sphinx", *options], capture_output=True, text=True)
     warnings = told.read_text(encoding="utf-8").replace(f"{pages}/", "") if told.exists() else ""
     if done.returncode:
         raise RuntimeError(f"Sphinx failed:\n{done.stderr[-4000:]}")
