@@ -85,14 +85,14 @@ def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
     cells: list[dict[str, Any]] = notebook["cells"]
-    download = f'<a href="downloads/{run.chapter.path.name}" download>Download this notebook</a>'
+    download = f'<a href="downloads/{run.chapter.path.name}" download>Download this notebook{{}}.</a>'
     for cell, after in zip(cells, [*cells[1:], {}], strict=True):
         if cell["cell_type"] == "markdown":
             for work, place in reversed(references.cited(cell["source"])):
                 text = cell["source"]
                 cell["source"] = f"{text[:place]} {{cite:p}}`{keys[work]}`{text[place:]}"
             if "exercise" in after.get("metadata", {}).get("tags", ()):
-                cell["source"] += f"\n\n{download} to solve it in JupyterLab."
+                cell["source"] += "\n\n" + download.format(" to solve it in JupyterLab")
             continue
         if cell["cell_type"] != "code":
             continue
@@ -106,7 +106,9 @@ def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
     if run.result is not None:
         told = f"Run on {run.result['date']}, {run.result['seconds']:.0f} seconds ([status](status.md))."
         told += f" **{QUICK}**" * fast
-    cells.insert(1, {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": f"{told} {download}."})
+    cells.insert(
+        1, {"cell_type": "markdown", "id": "about-this-page", "metadata": {}, "source": f"{told} {download.format('')}"}
+    )
     return json.dumps(notebook, ensure_ascii=False, indent=1)
 
 
