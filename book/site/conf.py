@@ -44,6 +44,7 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
 python_use_unqualified_type_names = True
 add_module_names = False
+python_maximum_signature_line_length = 100  # a longer one has a line for each argument
 toc_object_entries_show_parents = "hide"
 
 # A chapter's cells go on from one another.
@@ -56,6 +57,7 @@ html_static_path = ["static"]
 html_extra_path = ["../extra"]
 html_css_files = ["book.css"]
 html_show_sourcelink = False
+html_domain_indices = False  # the page of the library lists its modules, with what each is for
 html_copy_source = False
 html_show_search_summary = False  # a page that is opened from a disk may not read others for its summaries
 html_last_updated_fmt = None

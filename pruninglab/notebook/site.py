@@ -98,7 +98,7 @@ def build(
             shutil.copy(name, downloads)
         warnings = ""
         if browser is not None:
-            site_pages.write(folder / "print-pages", runs, fast=fast, library=False)
+            site_pages.write(folder / "print-pages", runs, fast=fast, library=False, printed=True)
             warnings += _sphinx("singlehtml", folder / "print-pages", folder / "print", folder, fast)
             _print(folder / "print" / "index.html", folder / "extra" / PDF, browser)
         warnings += _sphinx("html", folder / "pages", folder / "html", folder, fast)

@@ -32,7 +32,9 @@ class Run:
     result: Result | None
 
 
-def write(folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, library: bool = True) -> None:
+def write(
+    folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, library: bool = True, printed: bool = False
+) -> None:
     """Write all pages, as Markdown, reStructuredText and notebooks, into a folder.
 
     Args:
@@ -41,6 +43,7 @@ def write(folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, libra
         fast: whether the runs are of the quick version, which each page then says.
         pdf: whether a print version lies beside the pages, to be linked to.
         library: whether to make the reference of the library too.
+        printed: whether all will be one long page, for print.
 
     Raises:
         ValueError: a chapter names a work in a form that is not understood.
@@ -49,7 +52,7 @@ def write(folder: Path, runs: list[Run], *, fast: bool, pdf: bool = False, libra
     works = references.merged([work for run in runs for work in _cited(run.chapter)] + references.published())
     (folder / "references.bib").write_text("\n".join(work.bibtex() for work in works), encoding="utf-8")
     keys = {work: next(w.key for w in works if w.same(work)) for run in runs for work in _cited(run.chapter)}
-    chapters = {run.chapter.path.name: _notebook(run, keys, fast) for run in runs}
+    chapters = {run.chapter.path.name: _notebook(run, keys, fast, printed) for run in runs}
     pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
     for place in sorted(set(re.findall(BESIDE, "".join(text for text in (*chapters.values(), *pages.values()))))):
         pages[Path(place).stem] = (BOOK.parent / place).read_text(encoding="utf-8")
@@ -79,7 +82,7 @@ def _cited(chapter: Chapter) -> list[references.Work]:
     return [work for cell in _cells(chapter.path)["cells"] for work, _ in references.cited(cell["source"])]
 
 
-def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
+def _notebook(run: Run, keys: dict[references.Work, str], fast: bool, printed: bool) -> str:
     """An executed chapter as it is shown: citations, folded solutions, and nothing that needs a kernel."""
     notebook = _cells(run.copy or run.chapter.path)
     notebook["metadata"].pop("widgets", None)
@@ -101,7 +104,7 @@ def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
             tags.append("hide-input")
             said = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
             cell["metadata"]["mystnb"] = said
-        cell["outputs"] = [_output(output) for output in cell["outputs"] if output.get("name") != "stderr"]
+        cell["outputs"] = [_output(output, printed) for output in cell["outputs"] if output.get("name") != "stderr"]
     told = "**This chapter was not run with the present code; it is shown without results.**"
     if run.result is not None:
         told = f"Run on {run.result['date']}, {run.result['seconds']:.0f} seconds ([status](status.md))."
@@ -112,7 +115,7 @@ def _notebook(run: Run, keys: dict[references.Work, str], fast: bool) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1)
 
 
-def _output(output: dict[str, Any]) -> dict[str, Any]:
+def _output(output: dict[str, Any], printed: bool) -> dict[str, Any]:
     """An output without a widget, and with links to pages instead of notebooks."""
     data = output.get("data", {})
     html = "".join(data.get("text/html", ""))
@@ -123,7 +126,7 @@ def _output(output: dict[str, Any]) -> dict[str, Any]:
         html = MOVING
     if not html:
         return output
-    linked = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', html)
+    linked = re.sub(r'href="(\w+)\.ipynb"', r'href="#document-\1"' if printed else r'href="\1.html"', html)
     return {"output_type": "display_data", "metadata": {}, "data": {"text/html": linked}}
 
 
