@@ -7,6 +7,8 @@
                              20 minutes the first time (--check: only mark there what is of another version)
     python -m lab student    set up if need be, and write the book without its solutions into build/student
     python -m lab solutions  the same with every exercise solved, into build/solutions
+    python -m lab site       set up if need be, and make the HTML book in build/site, from the ledger's runs (--fast:
+                             from quick ones; --pdf: a print version too)
 
 "Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
 """
@@ -46,7 +48,7 @@ def set_up() -> None:
     print("Setting up .venv: this downloads PyTorch and JupyterLab and takes a few minutes, once.", flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
-    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
+    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test,site]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
     for name, settings in SETTINGS.items():
@@ -66,9 +68,10 @@ def main() -> int:
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     plain = ("ledger", "student", "solutions")  # commands of the library, which take its options
-    parser.add_argument("what", nargs="?", default="open", choices=("open", "setup", "test", "book", *plain))
+    choices = ("open", "setup", "test", "book", "site", *plain)
+    parser.add_argument("what", nargs="?", default="open", choices=choices)
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
-    parser.add_argument("--fast", action="store_true", help="book: with fewer seeds and steps")
+    parser.add_argument("--fast", action="store_true", help="book, site: with fewer seeds and steps")
     parser.add_argument(
         "--no-browser", action="store_true", help="open: print the address instead of opening a browser"
     )
@@ -77,8 +80,8 @@ def main() -> int:
     if options.what == "test":
         shared = ["-n", "2", "--dist", "loadfile"]  # two processes; a notebook's cells stay in one of them
         return run("-m", "pytest", *shared, *(["-m", "slow or not slow"] if options.slow else []), *rest)
-    if options.what == "book":
-        return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
+    if options.what in ("book", "site"):
+        return run("-m", "pruninglab", options.what, *(["--fast"] if options.fast else []), *rest)
     if options.what in plain:
         return run("-m", "pruninglab", options.what, *rest)
     if options.what == "open":

@@ -70,6 +70,11 @@ def _parser() -> Parser:
     ledger = command("ledger", _ledger, "test every claim of the book, into book/ledger.md (about 20 minutes)", on)
     ledger.add_argument("--check", action="store_true", help="run nothing; mark what is of another version of the code")
     command("names", _names, "list which chapter introduces which public name, and write it to book/names.md")
+    site = command("site", _site, "make the HTML book, running what has no results of this code yet (20 minutes)", on)
+    site.add_argument("--fast", action="store_true", help="of a quick version of the chapters, which the pages say")
+    site.add_argument("--no-run", action="store_true", help="run nothing; a chapter without results says so")
+    site.add_argument("--pdf", action="store_true", help="a print version too, by Chromium")
+    site.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="where the pages go")
     command("readme", _readme, "make the README's picture and tables again", again)
     for name, told in (
         ("student", "without its solutions (needs nbgrader)"),
@@ -220,6 +225,12 @@ def _ledger(options: argparse.Namespace) -> int:
     from pruninglab.notebook.ledger import command
 
     return command(options.check)
+
+
+def _site(options: argparse.Namespace) -> int:
+    from pruninglab.notebook.site import command
+
+    return command(options.out, fast=options.fast, run=not options.no_run, pdf=options.pdf)
 
 
 def _book(options: argparse.Namespace) -> int:
