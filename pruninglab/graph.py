@@ -8,7 +8,7 @@ they read). A family goes in *slots*, each the least that can be removed without
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -237,23 +237,35 @@ def trace(
     inputs: Any = example_inputs
     if inputs is None:
         raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
-    colouring = Colouring(model, whole_heads=whole_heads)
-    with watched(model, colouring.where):
-        _run(model, inputs, colouring)
-        names = {name for name, _ in model.named_parameters()}
-        if names - colouring.touched:
-            with torch.random.fork_rng(devices=[]):
-                steps, colouring.steps = colouring.steps, []
-                for module in model.modules():
-                    module.training = not isinstance(module, STAYING)
-                with suppress(GraphError):  # an auxiliary head may need larger inputs; its channels are then not found
-                    _run(model, inputs, colouring)
-                colouring.steps = steps
+    try:
+        colouring = _coloured(model, inputs, whole_heads, light=True)
+    except GraphError:  # it asks for numbers; or it really fails
+        colouring = _coloured(model, inputs, whole_heads, light=False)
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
     graph.inputs, graph.whole_heads = inputs, whole_heads
-    graph.untouched = sorted(names - colouring.touched)
+    graph.untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
     graph.sizes = {name: tensor.numel() for name, tensor in named_tensors(model)}
     return graph
+
+
+def _coloured(model: nn.Module, inputs: Inputs, whole_heads: bool, light: bool) -> Colouring:
+    """One run of a model on colours, and a second one in training mode if the first leaves parameters untouched."""
+    colouring = Colouring(model, whole_heads=whole_heads, light=light)
+    with watched(model, colouring.where):
+        _run(model, inputs, colouring)
+        if all(name in colouring.touched for name, _ in model.named_parameters()):
+            return colouring
+        with torch.random.fork_rng(devices=[]):
+            steps, colouring.steps = colouring.steps, []
+            for module in model.modules():
+                module.training = not isinstance(module, STAYING)
+            try:
+                _run(model, inputs, colouring)
+            except GraphError:  # an auxiliary head may need larger inputs; its channels are then not found
+                if light:
+                    raise
+            colouring.steps = steps
+    return colouring
 
 
 def _run(model: nn.Module, inputs: Inputs, colouring: Colouring) -> None:

@@ -171,7 +171,7 @@ class Palette:
 
     def leaf(self, tensor: Any) -> tuple[str, Tensor] | None:
         """The parameter or buffer that a tensor is, or is a view of."""
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
             return None
         for name, whole in self._leaves.get(tensor.untyped_storage().data_ptr(), ()):
             offset = tensor.storage_offset() - whole.storage_offset()
