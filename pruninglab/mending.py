@@ -16,6 +16,7 @@ from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
 from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none, watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
@@ -41,6 +42,7 @@ class _Beside(TorchDispatchMode):
     def __init__(self, graph: Graph, removed: Tensor) -> None:
         super().__init__()
         self.graph, self.steps = graph, graph.colouring.steps
+        self.light, self.home = graph.colouring.light, graph.colouring.home
         self.gone = or_none(removed)
         self.where: list[str] = [""]
         self.at = 0
@@ -74,11 +76,11 @@ class _Beside(TorchDispatchMode):
         self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))  # type: ignore[arg-type]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function._schema.name.removeprefix("aten::")
+        name, kwargs = function._schema.name.removeprefix("aten::"), kwargs or {}
         step = self.steps[self.at] if self.at < len(self.steps) else None
         if step is not None and step.name != name:  # joining dimensions copies or not, as numbers lie in memory
             if name == "clone" and step.name in SPLITS:
-                return function(*args, **(kwargs or {}))
+                return function(*args, **kwargs)
             if name in SPLITS and step.name == "clone" and self.steps[self.at + 1].name in SPLITS:
                 self.at += 1
                 step = self.steps[self.at]
@@ -86,7 +88,7 @@ class _Beside(TorchDispatchMode):
             raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
         changed = self.changes(step)
         try:
-            out = function(*args, **(kwargs or {}))
+            out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         except Exception as error:
             raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", changed) from error
         for result, shadow in zip(tensors_in(out), step.shadows, strict=False):
@@ -141,7 +143,7 @@ def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Input
     Raises:
         GraphError: a layer reads others now; names it.
     """
-    again = Colouring(small, whole_heads=graph.whole_heads)
+    again = Colouring(small, whole_heads=graph.whole_heads, light=graph.colouring.light)
     with watched(small, again.where), again:
         call(small, inputs)
     gone, number = or_none(removed), torch.full((again.known(),), -1, dtype=torch.int64)

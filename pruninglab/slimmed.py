@@ -42,6 +42,8 @@ def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
         return tensor.clone() if tensor._is_view() else tensor
     left = left_shape(alive, name)
     shape = [left[d] if alive.shape[d] > 1 else tensor.shape[d] for d in range(alive.ndim)]
+    if tensor.is_meta:
+        return tensor.new_empty(shape)
     return tensor[alive.expand(tensor.shape)].view(shape)
 
 

@@ -140,27 +140,28 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
     return removed
 
 
-def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs) -> nn.Module:
-    """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step."""
+def cut(
+    model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False
+) -> nn.Module:
+    """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step.
+
+    Args:
+        model, graph, removed, example_inputs: what to cut from what; see `slim`.
+        bare: whether a copy without the parameters' values will do (on the meta device; buffers may be shared).
+    """
     alive = graph.kept_parts(removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(model):
-        if name in alive:
-            smaller = remaining(tensor.detach(), alive[name], name)
-            whole = isinstance(tensor, nn.Parameter)
+        whole = isinstance(tensor, nn.Parameter)
+        there = tensor.detach().to("meta") if bare and whole else tensor.detach()
+        if name in alive or bare:
+            smaller = remaining(there, alive.get(name, ()), name)
             memo[id(tensor)] = nn.Parameter(smaller, tensor.requires_grad) if whole else smaller
     before = {
         name: {own: tensor.shape for own, tensor in module.named_parameters(recurse=False)}
         for name, module in model.named_modules()
     }
-    grads = {name: p.grad for name, p in model.named_parameters()}
-    try:
-        for p in model.parameters():
-            p.grad = None
-        small = copy.deepcopy(model, memo)
-    finally:
-        for name, p in model.named_parameters():
-            p.grad = grads[name]
+    small = copy.deepcopy(model, memo)  # a copy of a parameter has no gradient
     touched = {name.rpartition(".")[0] for name in alive}
     for name, module in small.named_modules():
         if name in touched:

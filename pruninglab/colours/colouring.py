@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step
 from pruninglab.colours.shadows import numbers_in, tensors_in
-from pruninglab.colours.shapes import PRODUCTS, shapes_only
+from pruninglab.colours.shapes import PRODUCTS, home_of, shapes_only
 
 MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
@@ -49,7 +49,7 @@ class Colouring(Palette, TorchDispatchMode):
 
     def __init__(self, model: nn.Module, *, whole_heads: bool = False, light: bool = False) -> None:
         super().__init__(model, whole_heads=whole_heads)
-        self.light = light
+        self.light, self.home = light, home_of(model)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -57,7 +57,7 @@ class Colouring(Palette, TorchDispatchMode):
         operands = [self.shadow(tensor) for tensor in tensors]
         self.ran.add(self.where[-1])
         name = function._schema.name.removeprefix("aten::")
-        out = shapes_only(function, name, args, kwargs) if self.light else function(*args, **kwargs)
+        out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         leaves = [found[0] for tensor in tensors if (found := self.leaf(tensor))]
         self.touched.update(leaves)
         self.work = None

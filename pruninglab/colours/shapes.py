@@ -9,7 +9,7 @@ has to be run as it is.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pruninglab.colours.shadows import tensors_in
@@ -19,8 +19,10 @@ HEAVY = PRODUCTS | frozenset("convolution _convolution embedding".split())
 META = torch.device("meta")
 
 
-def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], home: torch.device) -> Any:
     """The result of an operation, without numbers if it is a product or an operand has none.
+
+    `home` is the device on which what has numbers is made (`arange(n, device=x.device)`, where x may have none).
 
     Raises:
         RuntimeError: the operation needs numbers that are not there.
@@ -39,6 +41,11 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> 
         args, kwargs = tree_map(bare, (args, kwargs))
         if kwargs.get("device") is not None:
             kwargs["device"] = META
-    elif kwargs.get("device") == META:  # `arange(n, device=x.device)`: positions keep their numbers
-        kwargs = kwargs | {"device": torch.device("cpu")}
+    elif kwargs.get("device") == META:
+        kwargs = kwargs | {"device": home}
     return function(*args, **kwargs)
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
