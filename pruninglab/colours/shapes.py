@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from pruninglab.colours.shadows import tensors_in
 
 PRODUCTS = frozenset("mm bmm addmm baddbmm linear dot mv matmul".split())
 HEAVY = PRODUCTS | frozenset("convolution _convolution embedding".split())
+NORMS = frozenset("native_layer_norm native_batch_norm native_group_norm".split())  # of three results, one is used
+ALIKE = frozenset("gelu silu hardswish _softmax _safe_softmax".split())  # a result like the operand
 META = torch.device("meta")
 
 
@@ -31,19 +32,30 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], hom
     if name in HEAVY or any(tensor.is_meta for tensor in tensors):
         if name.endswith("_") and not tensors[0].is_meta:
             raise RuntimeError(f"{name} writes what has no numbers into what has")
-        indexing = name.startswith("index")  # the size of what a boolean index picks depends on its numbers
-
-        def bare(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.is_meta or (indexing and not value.is_floating_point()):
-                return value
-            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
-
-        args, kwargs = tree_map(bare, (args, kwargs))
+        if name in ALIKE or name in NORMS:  # torch's own rules for these take longer than all others together
+            laid_out = torch.preserve_format if name in ALIKE or name == "native_batch_norm" else torch.contiguous_format
+            result = torch.empty_like(args[0], device=META, memory_format=laid_out)
+            return (result, result.new_empty(0), result.new_empty(0)) if name in NORMS else result
+        if not all(tensor.is_meta for tensor in tensors):  # what a boolean index picks depends on its numbers
+            args, kwargs = _bare(args, name.startswith("index")), _bare(kwargs, False)
         if kwargs.get("device") is not None:
             kwargs["device"] = META
     elif kwargs.get("device") == META:
         kwargs = kwargs | {"device": home}
     return function(*args, **kwargs)
+
+
+def _bare(value: Any, indexing: bool) -> Any:
+    """The same arguments without numbers; those of indices stay."""
+    if isinstance(value, Tensor):
+        if value.is_meta or (indexing and not value.is_floating_point()):
+            return value
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
+    if isinstance(value, (list, tuple)):
+        return [_bare(item, indexing) for item in value]
+    if isinstance(value, dict):
+        return {key: _bare(item, indexing) for key, item in value.items()}
+    return value
 
 
 def home_of(model: nn.Module) -> torch.device:
