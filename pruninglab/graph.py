@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.families import Family, families, with_kinds
-from pruninglab.layers import Exclude, entries, matches, named_tensors
+from pruninglab.layers import PRUNABLE, Exclude, entries, matches, named_tensors, not_plain
 from pruninglab.tasks.training import evaluating
 
 STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
@@ -237,6 +237,9 @@ def trace(
     inputs: Any = example_inputs
     if inputs is None:
         raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
+    for name, module in model.named_modules():
+        if isinstance(module, PRUNABLE) and module._parameters.get("weight") is None:
+            raise GraphError(not_plain(name))
     try:
         colouring = _coloured(model, inputs, whole_heads, light=True)
     except GraphError:  # it asks for numbers; or it really fails

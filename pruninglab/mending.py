@@ -4,6 +4,7 @@ The smaller model is run beside the steps of the larger one, whose colours tell 
 first step that differs, numbers near it that hold an old size are tried until the run gets further.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -61,6 +62,11 @@ class _Beside(TorchDispatchMode):
         shadows = [shadow for shadow in step.shadows if shadow is not None]
         pairs = [pair for shadow in shadows for pair in zip(shadow.shape, self.left(shadow), strict=True)]
         return [(old, new, None) for old, new in pairs if old != new]
+
+    def changes_around(self) -> Sizes:
+        """Which sizes change in the nearest step before this moment, and in the nearest after it, that has any."""
+        before, after = reversed(self.steps[: self.at]), iter(self.steps[self.at :])
+        return [size for steps in (after, before) for size in next(filter(None, map(self.changes, steps)), [])]
 
     def note(self, step: Step, name: str, args: Any) -> None:
         """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
@@ -196,7 +202,8 @@ def _also_in_its_like(
 def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> _Differs | Factors:
     """The first trouble that the smaller model has, or by which factors its numbers differ from the larger one's."""
     beside = _Beside(graph, removed)
-    with watched(small, beside.where):
+    with watched(small, beside.where), warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*does not match num_features")  # an instance norm without parameters
         try:
             with beside:
                 call(small, inputs)
@@ -205,9 +212,8 @@ def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) ->
         except GraphError:
             raise
         except Exception as error:  # between two steps, such as an assertion
-            step = beside.steps[min(beside.at, len(beside.steps) - 1)]
             what = f"{type(error).__name__}: {error}"
-            return _Differs(beside.at, beside.where[-1], what, beside.changes(step))
+            return _Differs(beside.at, beside.where[-1], what, beside.changes_around())
     return beside.rescale
 
 

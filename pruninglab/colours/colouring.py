@@ -17,7 +17,7 @@ MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
     "unbind squeeze unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat "
     "constant_pad_nd unfold as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle im2col lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
+    "native_channel_shuffle lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
     "lift_fresh_copy positive gather".split()
 )
 POINTWISE = frozenset(
@@ -119,6 +119,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, moves.moved),
     **dict.fromkeys(PRODUCTS, products.product),
     "copy_": moves.copied,
+    "im2col": moves.unfolded,
+    "col2im": moves.unfolded,
+    "glu": elementwise.glu,
     "embedding": products.embedding,
     "convolution": products.convolution,
     "_convolution": products.convolution,
