@@ -7,6 +7,7 @@ they read). A family goes in *slots*, each the least that can be removed without
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -247,6 +248,14 @@ def trace(
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
     graph.inputs, graph.whole_heads = inputs, whole_heads
     graph.untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
+    if graph.untouched:
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in graph.untouched)
+        which = ", ".join(list(layers)[:5]) + f" and {len(layers) - 5} more" * (len(layers) > 5)
+        warnings.warn(
+            f"example_inputs never reach {which}: nothing is known of what they read, so they stay as they are, and "
+            "may not fit what is cut around them",
+            stacklevel=3,
+        )
     graph.sizes = {name: tensor.numel() for name, tensor in named_tensors(model)}
     return graph
 

@@ -26,16 +26,16 @@ def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
     Raises:
         GraphError: what is left is no whole tensor, because parts of it lose different numbers of channels.
     """
-    ragged = [mask.to(tensor.device) for mask in masks if not is_line(mask)]
-    lines = [mask for mask in masks if is_line(mask)]
+    ragged = [mask.cpu() for mask in masks if not is_line(mask)]
+    lines = [mask.cpu() for mask in masks if is_line(mask)]
     alive = reduce(torch.logical_and, ragged) if ragged else None
     for dim in range(tensor.ndim):
         along = [mask.reshape(-1) for mask in lines if mask.shape[dim] > 1]
         if alive is not None and alive.shape[dim] > 1:
-            along.append(alive.movedim(dim, 0).flatten(1).any(1).cpu())
+            along.append(alive.movedim(dim, 0).flatten(1).any(1))
         if along:
-            kept = reduce(torch.logical_and, along).nonzero().reshape(-1).to(tensor.device)
-            tensor = tensor.index_select(dim, kept)
+            kept = reduce(torch.logical_and, along).nonzero().reshape(-1)
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
             if alive is not None and alive.shape[dim] > 1:
                 alive = alive.index_select(dim, kept)
     if alive is None or alive.all():
@@ -44,7 +44,7 @@ def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
     shape = [left[d] if alive.shape[d] > 1 else tensor.shape[d] for d in range(alive.ndim)]
     if tensor.is_meta:
         return tensor.new_empty(shape)
-    return tensor[alive.expand(tensor.shape)].view(shape)
+    return tensor[alive.to(tensor.device).expand(tensor.shape)].view(shape)
 
 
 def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, masks: Masks) -> None:
