@@ -140,9 +140,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
     return removed
 
 
-def cut(
-    model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False
-) -> nn.Module:
+def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False) -> nn.Module:
     """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step.
 
     Args:

@@ -33,7 +33,9 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], hom
         if name.endswith("_") and not tensors[0].is_meta:
             raise RuntimeError(f"{name} writes what has no numbers into what has")
         if name in ALIKE or name in NORMS:  # torch's own rules for these take longer than all others together
-            laid_out = torch.preserve_format if name in ALIKE or name == "native_batch_norm" else torch.contiguous_format
+            laid_out = (
+                torch.preserve_format if name in ALIKE or name == "native_batch_norm" else torch.contiguous_format
+            )
             result = torch.empty_like(args[0], device=META, memory_format=laid_out)
             return (result, result.new_empty(0), result.new_empty(0)) if name in NORMS else result
         if not all(tensor.is_meta for tensor in tensors):  # what a boolean index picks depends on its numbers
