@@ -133,7 +133,10 @@ class Graph:
 
     def left(self, shadow: Tensor, gone: Tensor, what: str) -> list[int]:
         """The shape that remains of a tensor with this shadow; `gone` is `or_none` of the removed channels."""
-        alive = ~gone[self.number[narrow(shadow)]]
+        small = narrow(shadow)
+        alive = ~gone[self.number[small]]
+        if small.numel() == max(small.shape, default=1):  # channels lie along one dimension, or none
+            return [int(alive.sum()) if n > 1 else shadow.shape[dim] for dim, n in enumerate(small.shape)]
         return [n if alive.shape[dim] > 1 else shadow.shape[dim] for dim, n in enumerate(left_shape(alive, what))]
 
     def flops(self, removed: Tensor) -> int:
@@ -360,8 +363,9 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
         if any(matches(entry, name, owners[name]) for entry in exclude if name in owners):
             kept.update(dict.fromkeys(channels.tolist(), "excluded"))
     kept.pop(-1, None)
-    ties = [[channels[channels >= 0] for block in tie if len(channels := number[block])] for tie in colouring.ties]
-    ties = [[block for block in tie if len(block)] for tie in ties]
+    numbers = number.numpy()
+    tied = [[channels[channels >= 0] for channels in (numbers[b.numpy()] for b in tie)] for tie in colouring.ties]
+    ties = [[block for block in tie if len(block)] for tie in tied]
     found = with_kinds(families(n, kept, births, ties), n, cuts, model)
     return Graph(cuts, n, kept, found, births, colouring, number=number)
 

@@ -40,7 +40,7 @@ class _Differs(Exception):
 class _Beside(TorchDispatchMode):
     """Runs a smaller model and compares the shapes of each step with those that are left of the larger model's."""
 
-    def __init__(self, graph: Graph, removed: Tensor) -> None:
+    def __init__(self, graph: Graph, removed: Tensor, sizes: dict[int, list[int]]) -> None:
         super().__init__()
         self.graph, self.steps = graph, graph.colouring.steps
         self.light, self.home = graph.colouring.light, graph.colouring.home
@@ -48,7 +48,7 @@ class _Beside(TorchDispatchMode):
         self.where: list[str] = [""]
         self.at = 0
         self.rescale: list[tuple[Tensor, float]] = []
-        self._sizes: dict[int, list[int]] = {}
+        self._sizes = sizes  # of each shadow by its id, remembered from run to run
 
     def left(self, shadow: Tensor) -> list[int]:
         """The shape that remains of a step's result."""
@@ -121,7 +121,7 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
     Raises:
         GraphError: no number that can be found makes it run; names the module and the operation.
     """
-    compare = partial(_compare, small, graph, removed, inputs)
+    compare = partial(_compare, small, graph, removed, inputs, {})
     tried, trouble = 0, compare()
     while isinstance(trouble, _Differs):
         for holder, key, old, value in _candidates(small, trouble):
@@ -199,9 +199,11 @@ def _also_in_its_like(
     return after
 
 
-def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> _Differs | Factors:
+def _compare(
+    small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, sizes: dict[int, list[int]]
+) -> _Differs | Factors:
     """The first trouble that the smaller model has, or by which factors its numbers differ from the larger one's."""
-    beside = _Beside(graph, removed)
+    beside = _Beside(graph, removed, sizes)
     with watched(small, beside.where), warnings.catch_warnings():
         warnings.filterwarnings("error", ".*does not match num_features")  # an instance norm without parameters
         try:

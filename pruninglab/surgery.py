@@ -143,9 +143,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
 def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False) -> nn.Module:
     """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step.
 
-    Args:
-        model, graph, removed, example_inputs: what to cut from what; see `slim`.
-        bare: whether a copy without the parameters' values will do (on the meta device; buffers may be shared).
+    With `bare`, its parameters have shapes alone (they are on the meta device): enough to see whether it can be done.
     """
     alive = graph.kept_parts(removed)
     memo: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Layers of torch that are more than one product: cut exactly, kept with a reason, or refused before a zero is written."""
+"""Layers of torch that are more than one product: cut exactly, kept with a reason, or refused while nothing is lost."""
 
 import copy
 import warnings

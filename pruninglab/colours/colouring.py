@@ -53,7 +53,7 @@ class Colouring(Palette, TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         operands = [self.shadow(tensor) for tensor in tensors]
         self.ran.add(self.where[-1])
         name = function._schema.name.removeprefix("aten::")

@@ -140,7 +140,8 @@ def glu(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """One half gates the other: what stands in the same place of both goes together."""
     shadow = c.shadow(args[0])
     if shadow is not None:
-        c.put(out, met(c, *shadow.chunk(2, args[1] if len(args) > 1 else -1), out))
+        half, gate = shadow.chunk(2, args[1] if len(args) > 1 else -1)
+        c.put(out, met(c, half, gate, out))
 
 
 def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:

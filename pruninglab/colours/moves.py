@@ -17,7 +17,7 @@ SPLITS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 
 def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Do to the shadow what is done to the tensor, and note which parts must shrink alike."""
-    tensors = list(tensors_in((args, kwargs)))
+    tensors = tensors_in((args, kwargs))
     moving = tensors
     if name in ("index", "index_select", "gather"):
         moving, places = tensors[:1], tensors[1:]

@@ -28,7 +28,7 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], hom
     Raises:
         RuntimeError: the operation needs numbers that are not there.
     """
-    tensors = list(tensors_in((args, kwargs)))
+    tensors = tensors_in((args, kwargs))
     if name in HEAVY or any(tensor.is_meta for tensor in tensors):
         if name.endswith("_") and not tensors[0].is_meta:
             raise RuntimeError(f"{name} writes what has no numbers into what has")
