@@ -127,7 +127,9 @@ def families(
         if not layers:  # attention's heads, which stand in families of their own
             continue
         mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
-        own = tuple(tuple(tuple(b.tolist()) for b in tie) for tie in distinct if mine and mine.issuperset(tie[0].tolist()))
+        own = tuple(
+            tuple(tuple(b.tolist()) for b in tie) for tie in distinct if mine and mine.issuperset(tie[0].tolist())
+        )
         found.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
     return found
 

@@ -77,6 +77,7 @@ class Graph:
         families: the channels that can be.
         births: (parameter, dimension) → the channels that begin there.
         inputs: what the model was run on.
+        rehearsed: what `surgery.cut` keeps of the last choice of channels.
         colouring: the run itself.
     """
 
@@ -91,6 +92,7 @@ class Graph:
     untouched: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     number: Tensor = field(default_factory=lambda: torch.zeros(0))
+    rehearsed: Any = None
 
     def outputs(self, name: str) -> Tensor:
         """The channels at a layer's outputs, in order; −1 where there is none.

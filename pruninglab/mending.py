@@ -19,6 +19,7 @@ from pruninglab.colours.moves import SPLITS
 from pruninglab.colours.shadows import numbers_in, tensors_in
 from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none, watched
+from pruninglab.slimmed import is_row
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 
@@ -43,6 +44,7 @@ class _Beside(TorchDispatchMode):
     def __init__(self, graph: Graph, removed: Tensor, sizes: dict[int, list[int]]) -> None:
         super().__init__()
         self.graph, self.steps = graph, graph.colouring.steps
+        self.in_heads = graph.colouring.in_heads()
         self.light, self.home = graph.colouring.light, graph.colouring.home
         self.gone = or_none(removed)
         self.where: list[str] = [""]
@@ -74,7 +76,7 @@ class _Beside(TorchDispatchMode):
         if numbers == step.numbers or all(shadow is None for shadow in (*step.operands, *step.shadows)):
             return
         colours = None if not step.operands or step.operands[0] is None else colours_of(step.operands[0])
-        attention = colours is not None and bool(torch.isin(colours, self.graph.colouring.in_heads()).all())
+        attention = colours is not None and bool(torch.isin(colours, self.in_heads).all())
         if name.rstrip("_") not in ("mul", "div") or len(numbers) != 1 or not numbers[0] or not attention:
             what = f"{name} takes the number {numbers} instead of {step.numbers}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
@@ -109,8 +111,10 @@ class _Beside(TorchDispatchMode):
         return out
 
 
-def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
+def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Factors:
     """Set the numbers that a smaller model's forward reads, until each step has the shape that it must have.
+
+    What else it takes for the same outputs is returned: factors, for `rescale`.
 
     Args:
         small: the model, already cut; changed in place.
@@ -137,10 +141,9 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
         if isinstance(trouble, _Differs) and tried >= TRIES:
             where = trouble.where or type(small).__name__
             raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
-    for shadow, ratio in trouble:
-        _rescale(small, graph, removed, shadow, ratio)
     if graph.colouring.by_place and not graph.whole_heads:
         _check_places(small, graph, removed, inputs)
+    return trouble
 
 
 def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
@@ -237,14 +240,10 @@ def _numbers(values: dict[str, Any], trouble: _Differs, exact: bool) -> Iterator
             continue
         if isinstance(value, int):
             yield from ((values, key, value, new) for new in _values(value, trouble, exact))
-        elif isinstance(value, tuple) and all(type(item) is int for item in value):
+        elif is_row(value):
             for i, item in enumerate(value):
                 for new in _values(item, trouble, exact):
-                    yield values, key, value, (*value[:i], new, *value[i + 1 :])
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                if isinstance(item, int) and not isinstance(item, bool):
-                    yield from ((value, i, item, new) for new in _values(item, trouble, exact))
+                    yield values, key, value, type(value)((*value[:i], new, *value[i + 1 :]))
 
 
 def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
@@ -259,6 +258,12 @@ def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
             if guess > 0 and guess != value and guess not in found:
                 found.add(guess)
                 yield guess
+
+
+def rescale(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> None:
+    """Let weights make up for numbers that the forward computes from sizes."""
+    for shadow, ratio in factors:
+        _rescale(small, graph, removed, shadow, ratio)
 
 
 def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import chain
 from typing import Any
@@ -120,11 +120,7 @@ def save_slim(small: nn.Module, path: str | os.PathLike[str], original: nn.Modul
     bypassed = sorted(
         name for name, module in original.named_modules() if name in modules and type(modules[name]) is not type(module)
     )
-    recipe: dict[str, Any] = {"numbers": {}, "bypassed": bypassed}
-    before = dict(_numbers(original))
-    for place, value in _numbers(small):
-        if place in before and before[place] != value:
-            recipe["numbers"][place] = value
+    recipe: dict[str, Any] = {"numbers": changed_numbers(original, small), "bypassed": bypassed}
     save_tensors(path, dict(named_tensors(small)), {"format": FORMAT, "recipe": json.dumps(recipe)})
 
 
@@ -153,12 +149,28 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
         )
     for name, tensor in held:
         tensor.data = tensors[name].to(tensor)  # in place, so that tied weights stay tied
-    for place, value in recipe["numbers"].items():
-        path_of, _, key = place.rpartition("/")
-        holder: Any = model.get_submodule(path_of.removesuffix("/config"))
-        holder = holder.config if path_of.endswith("/config") else holder
-        setattr(holder, key, tuple(value) if isinstance(getattr(holder, key), tuple) else value)
+    set_numbers(model, recipe["numbers"])
     return model
+
+
+def changed_numbers(model: nn.Module, small: nn.Module) -> dict[str, Any]:
+    """In which whole numbers of its modules a smaller model differs from the larger one: place → number, or list."""
+    before = dict(_numbers(model))
+    return {place: value for place, value in _numbers(small) if place in before and before[place] != value}
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Give the modules of a model what `changed_numbers` found."""
+    for place, value in numbers.items():
+        path, _, key = place.rpartition("/")
+        holder: Any = model.get_submodule(path.removesuffix("/config"))
+        holder = holder.config if path.endswith("/config") else holder
+        setattr(holder, key, type(getattr(holder, key))(value))
+
+
+def is_row(value: Any) -> bool:
+    """Whether this is a list or tuple of whole numbers."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(type(item) is int for item in value)
 
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -171,6 +183,6 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for where, values in places:
             for key, value in values.items():
                 plain = isinstance(value, int) and not isinstance(value, bool)
-                row = isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value)
+                row = is_row(value)
                 if not key.startswith("_") and (plain or row):
                     yield f"{where}/{key}", list(value) if row else value

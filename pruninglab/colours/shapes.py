@@ -32,12 +32,8 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], hom
     if name in HEAVY or any(tensor.is_meta for tensor in tensors):
         if name.endswith("_") and not tensors[0].is_meta:
             raise RuntimeError(f"{name} writes what has no numbers into what has")
-        if name in ALIKE or name in NORMS:  # torch's own rules for these take longer than all others together
-            laid_out = (
-                torch.preserve_format if name in ALIKE or name == "native_batch_norm" else torch.contiguous_format
-            )
-            result = torch.empty_like(args[0], device=META, memory_format=laid_out)
-            return (result, result.new_empty(0), result.new_empty(0)) if name in NORMS else result
+        if (known := _known(name, args)) is not None:
+            return known
         if not all(tensor.is_meta for tensor in tensors):  # what a boolean index picks depends on its numbers
             args, kwargs = _bare(args, name.startswith("index")), _bare(kwargs, False)
         if kwargs.get("device") is not None:
@@ -45,6 +41,25 @@ def shapes_only(function: Any, name: str, args: Any, kwargs: dict[str, Any], hom
     elif kwargs.get("device") == META:
         kwargs = kwargs | {"device": home}
     return function(*args, **kwargs)
+
+
+def _known(name: str, args: Any) -> Any:
+    """The result of some frequent operations, for which torch's own rules take longer than for all others together."""
+    if name in NORMS:
+        laid_out = torch.preserve_format if name == "native_batch_norm" else torch.contiguous_format
+        result = torch.empty_like(args[0], device=META, memory_format=laid_out)
+        return result, result.new_empty(0), result.new_empty(0)  # the statistics are of no use without gradients
+    if name in ALIKE:
+        return torch.empty_like(args[0], device=META)
+    if name == "addmm":
+        bias, a, b = args[:3]
+        if a.shape[1] == b.shape[0] and bias.shape == b.shape[1:]:
+            return torch.empty((len(a), b.shape[1]), dtype=a.dtype, device=META)
+    if name in ("add", "mul") and isinstance(args[0], Tensor) and args[0].is_floating_point():
+        a, b = args[:2]
+        if not isinstance(b, Tensor) or (a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()):
+            return torch.empty_like(a, device=META)
+    return None
 
 
 def _bare(value: Any, indexing: bool) -> Any:
