@@ -94,11 +94,10 @@ class _Beside(TorchDispatchMode):
                 step = self.steps[self.at]
         if step is None or (step.name != name and not {step.name, name} <= SPLITS):
             raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
-        changed = self.changes(step)
         try:
             out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         except Exception as error:
-            raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", changed) from error
+            raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", self.changes(step)) from error
         for result, shadow in zip(tensors_in(out), step.shadows, strict=False):
             if shadow is not None and list(result.shape) != self.left(shadow):
                 left, got = self.left(shadow), list(result.shape)
