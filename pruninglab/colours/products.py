@@ -230,6 +230,6 @@ def tie_to_stream(c: Palette, heads: Tensor) -> None:
         if made_here and name in c.reads:
             read = colours_of(c.reads[name])
             blocks += [read] if len(read) else []
-            if not len(read):
+            if not len(read) and not c.whole_heads:
                 c.freeze(heads, "attention is as wide as the stream that it reads, which stays,")
     c.ties.append(blocks)
