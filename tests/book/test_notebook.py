@@ -242,4 +242,6 @@ def test_source_is_the_installed_code():
 
     shown = source(magnitude)
     assert "return weight.abs()" in repr(shown)
-    assert "pruninglab.criteria.weights.magnitude" in shown._repr_mimebundle_()["text/html"]
+    text = shown._repr_mimebundle_()["text/markdown"]
+    assert text.startswith("`pruninglab.criteria.weights.magnitude`\n\n```python\n@criterion\n")
+    assert text.endswith("\n```\n")
