@@ -74,7 +74,7 @@ class Flipper:
         self.choices = {name: ipywidgets.Button(description=name) for name in CHOICES}
         for name, choice in self.choices.items():
             choice.on_click(self._setter(name))
-        self.row = ipywidgets.Box(layout={"flex_flow": "row wrap", "max_width": "44em"})
+        self.row = ipywidgets.Box(layout={"flex_flow": "row wrap", "max_width": "52em"})
         self.text, self.picture = live(ipywidgets.HTML()), ipywidgets.HTML()
         choices = ipywidgets.HBox(list(self.choices.values()))
         self.box = spoken(self.menu, choices, self.row, self.text, self.picture)
@@ -96,7 +96,7 @@ class Flipper:
         self._best = float(shares(weights, hessian)[best][:, best].sum())
         self.buttons = []
         for i in range(len(weights)):
-            button = ipywidgets.ToggleButton(tooltip=f"weight {i}", layout={"width": "7em"})
+            button = ipywidgets.ToggleButton(tooltip=f"weight {i}", layout={"width": "8.5em"})
             button.observe(self._update, "value")
             self.buttons.append(button)
         self.row.children = tuple(self.buttons)

@@ -245,3 +245,12 @@ def test_source_is_the_installed_code():
     text = shown._repr_mimebundle_()["text/markdown"]
     assert text.startswith("`pruninglab.criteria.weights.magnitude`\n\n```python\n@criterion\n")
     assert text.endswith("\n```\n")
+
+
+def test_widgets_bring_what_keyboards_and_screen_readers_need():
+    explorer = explore(lambda x: (draw_numbers({"x": torch.tensor([[x]])}, alt=f"x is {x}"), f"{x}"), x=[1.0, 2.0])
+    assert "pruninglab-spoken" in explorer.box._dom_classes
+    assert [part for part in explorer.box.children if "pruninglab-live" in part._dom_classes] == [explorer.text]
+    (output,) = explorer.box.children[-1].outputs
+    assert "lmSuppressShortcuts" in output["data"]["application/javascript"]
+    assert "text/plain" in predict("Which?", ["a", "b"])._repr_mimebundle_()

@@ -57,9 +57,9 @@ def _focused(control):
 
 
 def reach(area):
-    """From the first control on, the Tab key reaches each, in order."""
+    """From the cell on, the Tab key reaches each control, in order."""
     controls = [one for one in area.locator(CONTROLS).all() if one.is_visible()]
-    controls[0].focus()
+    area.locator("xpath=ancestor::*[contains(@class, 'jp-Cell')]").focus()
     for number, control in enumerate(controls):
         for _ in range(3):  # a slider's readout may lie between
             if _focused(control):
@@ -186,6 +186,7 @@ def play(area):
 
 def pick(area, number, by):
     """A prediction's choice, by "keyboard" or by "mouse"; returns its words."""
+    area.get_by_role("radiogroup").wait_for(timeout=SLOW)  # by then the widget is ready for the keyboard
     radios = area.locator("input[type=radio]")
     label = radios.nth(number).locator("xpath=ancestor::label")
     radio = area.get_by_role("radio", name=label.inner_text(), exact=True)
