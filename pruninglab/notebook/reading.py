@@ -3,7 +3,6 @@
 import html
 import inspect
 import platform
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -57,19 +56,12 @@ def roadmap(here: int) -> Any:
 
 def source(thing: Callable[..., Any]) -> Any:
     """The library's code for something, as it is installed (so it never is out of date), in the page's own colours."""
+    from jupyterlab_pygments import JupyterStyle
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
     code = inspect.getsource(thing)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-    return _Markdown(f"`{thing.__module__}.{thing.__qualname__}`\n\n{fence}python\n{code}{fence}\n", code)
-
-
-class _Markdown:
-    """What a notebook shows as Markdown: only the page knows which colours of code can be read on its background."""
-
-    def __init__(self, text: str, plain: str) -> None:
-        self.text, self.plain = text, plain
-
-    def __repr__(self) -> str:
-        return self.plain
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/markdown": self.text, "text/plain": self.plain}
+    formatter = HtmlFormatter(noclasses=True, style=JupyterStyle, nobackground=True)
+    where = html.escape(f"{thing.__module__}.{thing.__qualname__}")
+    return show_html(f"<p><code>{where}</code></p>{highlight(code, PythonLexer(), formatter)}", code)

@@ -1,6 +1,6 @@
 // Every text in the outputs on screen with the contrast it has against what lies behind it (WCAG 2).
 () => {
-  const APART = 'style, option, .jp-RenderedMarkdown pre';  // code is in JupyterLab's own colours
+  const APART = 'style, option, .highlight';  // code is in JupyterLab's own colours
   const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const read = colour => {  // any CSS colour, as red, green, blue, alpha
     pen.clearRect(0, 0, 1, 1);
