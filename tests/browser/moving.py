@@ -59,7 +59,7 @@ def _focused(control):
 def reach(area):
     """From the cell on, the Tab key reaches each control, in order."""
     controls = [one for one in area.locator(CONTROLS).all() if one.is_visible()]
-    area.locator("xpath=ancestor::*[contains(@class, 'jp-Cell')]").focus()
+    area.locator("xpath=ancestor::*[contains(@class, 'jp-Notebook-cell')]").focus()
     for number, control in enumerate(controls):
         for _ in range(3):  # a slider's readout may lie between
             if _focused(control):
