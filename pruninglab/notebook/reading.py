@@ -62,6 +62,7 @@ def source(thing: Callable[..., Any]) -> Any:
     from pygments.lexers import PythonLexer
 
     code = inspect.getsource(thing)
-    formatter = HtmlFormatter(noclasses=True, style=JupyterStyle, nobackground=True)
+    whole = "white-space: pre; overflow-x: auto"  # JupyterLab would break long lines in the middle of a word
+    formatter = HtmlFormatter(noclasses=True, style=JupyterStyle, nobackground=True, prestyles=whole)
     where = html.escape(f"{thing.__module__}.{thing.__qualname__}")
     return show_html(f"<p><code>{where}</code></p>{highlight(code, PythonLexer(), formatter)}", code)

@@ -246,6 +246,7 @@ def test_source_is_the_installed_code():
     assert "pruninglab.criteria.weights.magnitude" in text
     assert "color: var(--jp-" in text  # a fixed colour could not be read on both a white and a dark page
     assert not re.search(r"color: *#", text)
+    assert "white-space: pre;" in text
 
 
 def test_widgets_bring_what_keyboards_and_screen_readers_need():
