@@ -49,7 +49,8 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     ax.plot(*_corners(costs, distortions), ".-", color=GREY, linewidth=1, label="hull and its corners")
     ends = np.array([0, cost.max()])
     ax.plot(ends, value - price * (ends - at), color=BLUE, label="equally good at this price")
-    ax.plot([budget], [value - price * (budget - at)], "^", color=BLUE, fillstyle="none", markersize=8, label="bound")
+    bound = value - price * (budget - at)
+    ax.plot([budget], [bound], "^", color=BLUE, fillstyle="none", markersize=8, label="bound")
     ax.plot([at], [value], "o", color=BLUE, markersize=9, label="chosen")
     ax.plot([best.cost], [best.distortion], "D", color=ORANGE, label="optimum")
     ax.axvline(budget, color=GREY, linestyle="--", linewidth=1)
@@ -59,8 +60,8 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     ax.set_ylabel("sum of distortions", color=GREY)
     legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     verdict = "within" if at <= budget else "over"
-    text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}"
-    text += f", optimum {best.distortion:.3g}"
+    text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}, "
+    text += f"bound {bound:.3g}, optimum {best.distortion:.3g}"
     return Picture(figure, f"All allocations as points, cost against distortion. The price {price:.3g} {text}"), text
 
 

@@ -14,6 +14,7 @@ from pruninglab.notebook import (
     claim,
     draw_masks,
     draw_numbers,
+    draw_price,
     draw_pruning,
     draw_scores,
     draw_weights,
@@ -256,3 +257,13 @@ def test_widgets_bring_what_keyboards_and_screen_readers_need():
     (output,) = explorer.box.children[-1].outputs
     assert "lmSuppressShortcuts" in output["data"]["application/javascript"]
     assert "text/plain" in predict("Which?", ["a", "b"])._repr_mimebundle_()
+
+
+def test_the_picture_of_a_price_says_its_bound_which_the_optimum_never_beats():
+    costs, distortions = [[0, 4, 9], [0, 3, 5]], [[7.0, 2.0, 0.0], [4.0, 1.5, 0.0]]
+    said = [draw_price(costs, distortions, 7, price)[1] for price in (0.1, 0.2, 0.8, 1.5)]
+    told = [tuple(map(float, re.search(r"bound (\S+), optimum (\S+)$", text).groups())) for text in said]
+    assert len(set(told)) == len(told)  # each price its own bound, even where it chooses the same
+    assert {optimum for _, optimum in told} == {3.5}
+    assert all(bound <= 3.5 for bound, _ in told)
+    assert told[0][0] == pytest.approx(0.1 * (14 - 7))
