@@ -1,5 +1,6 @@
 """Drawings of chapter 6: layers' curves, the plane of cost and distortion, and predictions against the truth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from pruninglab.allocation.rate_distortion import solve
 from pruninglab.notebook.pictures import BLUE, COLOURS, GREY, LINES, ORANGE, Picture, canvas, legend
+
+MOST = 100_000  # combinations of layers' options that are drawn
 
 
 def draw_distortions(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], alt: str) -> Picture:
@@ -34,7 +37,14 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
 
     Returns:
         The picture, and what it shows in words.
+
+    Raises:
+        ValueError: more than 100,000 combinations.
     """
+    if (combinations := math.prod(map(len, costs))) > MOST:
+        raise ValueError(
+            f"{combinations:,} combinations are too many to draw; give fewer layers or levels ({MOST:,} at most)"
+        )
     cost, distortion = np.zeros(1), np.zeros(1)
     for c, d in zip(costs, distortions, strict=True):
         cost, distortion = np.add.outer(cost, c).ravel(), np.add.outer(distortion, d).ravel()

@@ -267,3 +267,5 @@ def test_the_picture_of_a_price_says_its_bound_which_the_optimum_never_beats():
     assert {optimum for _, optimum in told} == {3.5}
     assert all(bound <= 3.5 for bound, _ in told)
     assert told[0][0] == pytest.approx(0.1 * (14 - 7))
+    with pytest.raises(ValueError, match="1,000,000,000,000 combinations are too many to draw"):
+        draw_price([range(1000)] * 4, [range(1000)] * 4, 7, 0.1)

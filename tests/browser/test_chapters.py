@@ -78,7 +78,7 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
         else:
             move(area)
         chapter.show(i).screenshot(path=screenshots / f"{chapter.stem}-{cells[i]['id']}-after.png")
-    assert chapter.errors == []
+    assert chapter.errors == chapter.interruptions == []
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
@@ -92,4 +92,4 @@ def test_its_outputs_can_be_read(chapter, screenshots, theme):
     seen = chapter.walk(look)
     found = {one for some in seen for one in some}
     assert not found, sorted(found, key=lambda one: one[1])[:10]
-    assert chapter.errors == []
+    assert chapter.errors == chapter.interruptions == []
