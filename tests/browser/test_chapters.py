@@ -5,7 +5,7 @@ Chapter 0 in full and chapter 1 in its quick version are tested always; the othe
 
 import pytest
 from driving import Notebook, faint, shown
-from moving import move, pick
+from moving import SLOW, move, pick
 
 from pruninglab import book
 
@@ -45,6 +45,12 @@ def holding(cells, what):
     return [i for i, cell in enumerate(cells) if any(what in output.get("data", {}) for output in cell["outputs"])]
 
 
+def bars_only(area):
+    """Whether a cell's widgets are only transformers' own progress bars, in which there is nothing to move."""
+    area.locator(".pruninglab-spoken, [class*=hprogress]").first.wait_for(timeout=SLOW)
+    return not area.locator(".pruninglab-spoken").count()
+
+
 def test_it_runs_to_the_end_without_an_error_or_a_question(chapter):
     code = [cell for cell in chapter.cells if cell["type"] == "code" and cell["source"].strip()]
     assert [cell["count"] for cell in code] == list(range(1, len(code) + 1))
@@ -68,6 +74,8 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
     assert predictions
     for i in places:
         area = chapter.show(i)
+        if bars_only(area):
+            continue
         area.screenshot(path=screenshots / f"{chapter.stem}-{cells[i]['id']}-before.png")
         if i in predictions:
             reveal = next(j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"])
