@@ -1,7 +1,10 @@
-"""The two commands of the README, with or without make. Needs nothing but Python itself.
+"""The commands of the README, with or without make. Needs nothing but Python itself.
 
     python -m lab            set up if need be, and open JupyterLab on the book
     python -m lab test       set up if need be, and pass the tests (--slow: the slow ones too)
+    python -m lab test-browser
+                             the same, and pass the tests that drive JupyterLab in the system's Chromium, about
+                             half an hour (--fast: two chapters only); their pictures are in build/screenshots
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
@@ -57,6 +60,14 @@ def set_up() -> None:
     STAMP.write_text(made_for)
 
 
+def need(extra: str, module: str) -> None:
+    """Install an extra of the project into the environment, unless its module is there."""
+    if run("-c", f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"):
+        print(f"Installing what {extra} needs into .venv, once.", flush=True)
+        if run("-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f".[{extra}]"):
+            sys.exit(f"The extra {extra!r} could not be installed; what pip says above tells why.")
+
+
 def run(*command: str) -> int:
     """Run Python of the environment on the project."""
     return subprocess.run([PYTHON, *command], cwd=ROOT).returncode
@@ -68,10 +79,12 @@ def main() -> int:
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     plain = ("ledger", "student", "solutions")  # commands of the library, which take its options
-    choices = ("open", "setup", "test", "book", "site", *plain)
+    choices = ("open", "setup", "test", "test-browser", "book", "site", *plain)
     parser.add_argument("what", nargs="?", default="open", choices=choices)
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
-    parser.add_argument("--fast", action="store_true", help="book, site: with fewer seeds and steps")
+    parser.add_argument(
+        "--fast", action="store_true", help="book, site: with fewer seeds and steps; test-browser: two chapters"
+    )
     parser.add_argument(
         "--no-browser", action="store_true", help="open: print the address instead of opening a browser"
     )
@@ -79,7 +92,10 @@ def main() -> int:
     set_up()
     if options.what == "test":
         shared = ["-n", "2", "--dist", "loadfile"]  # two processes; a notebook's cells stay in one of them
-        return run("-m", "pytest", *shared, *(["-m", "slow or not slow"] if options.slow else []), *rest)
+        return run("-m", "pytest", *shared, *(["-m", "not browser"] if options.slow else []), *rest)
+    if options.what == "test-browser":
+        need("browser", "playwright")
+        return run("-m", "pytest", "tests/browser", "-m", "browser and not slow" if options.fast else "browser", *rest)
     if options.what in ("book", "site"):
         return run("-m", "pruninglab", options.what, *(["--fast"] if options.fast else []), *rest)
     if options.what in plain:

@@ -103,7 +103,9 @@ SHARED = ["-n", "2", "--dist", "loadfile"]
         ),
         (["test"], ["-m", "pytest", *SHARED]),
         (["test", "-k", "masks"], ["-m", "pytest", *SHARED, "-k", "masks"]),
-        (["test", "--slow"], ["-m", "pytest", *SHARED, "-m", "slow or not slow"]),
+        (["test", "--slow"], ["-m", "pytest", *SHARED, "-m", "not browser"]),
+        (["test-browser"], ["-m", "pytest", "tests/browser", "-m", "browser"]),
+        (["test-browser", "--fast"], ["-m", "pytest", "tests/browser", "-m", "browser and not slow"]),
         (["book", "--fast"], ["-m", "pruninglab", "book", "--fast"]),
         (["student"], ["-m", "pruninglab", "student"]),
         (["solutions", "here"], ["-m", "pruninglab", "solutions", "here"]),
@@ -112,10 +114,30 @@ SHARED = ["-n", "2", "--dist", "loadfile"]
 def test_the_commands_run_what_they_say(line, expected, monkeypatch):
     ran = []
     monkeypatch.setattr(lab, "set_up", lambda: None)
+    monkeypatch.setattr(lab, "need", lambda *_: None)
     monkeypatch.setattr(lab, "run", lambda *command: ran.append(list(command)) or 0)
     monkeypatch.setattr(sys, "argv", ["lab", *line])
     assert lab.main() == 0
     assert ran == [expected]
+
+
+def test_an_extra_is_installed_only_where_its_module_is_missing(monkeypatch):
+    monkeypatch.setattr(lab, "PYTHON", Path(sys.executable))
+    ran, real = [], lab.run
+
+    def run(*command):
+        if command[0] == "-c":
+            return real(*command)
+        ran.append(command)
+        return int("nothing" in command[-1])
+
+    monkeypatch.setattr(lab, "run", run)
+    lab.need("test", "pytest")
+    assert ran == []
+    lab.need("some", "no_such_module")
+    assert ran[0][-1] == ".[some]"
+    with pytest.raises(SystemExit, match="extra 'nothing' could not be installed"):
+        lab.need("nothing", "no_such_module")
 
 
 def test_the_book_command_runs_every_chapter_and_tells_how_long_it_took(tmp_path, monkeypatch, capsys):

@@ -80,7 +80,7 @@ def draw_block(weights: Tensor, hessian: Tensor, gone: Tensor) -> tuple[Picture,
     shown = matrix.sign() * (matrix.abs() / reach).sqrt()  # small ones are to be seen too
     ax.imshow(np.ma.masked_where(~counts.numpy(), shown.numpy()), cmap="PuOr_r", vmin=-1.3, vmax=1.3)
     for i, j in (matrix.abs() > 0.01 * reach).nonzero().tolist():  # for those who do not tell the colours apart
-        how = {"color": "black", "fontweight": "bold"} if counts[i, j] else {"color": GREY, "alpha": 0.6}
+        how = {"color": "black", "fontweight": "bold"} if counts[i, j] else {"color": GREY}
         ax.text(j, i, "+" if matrix[i, j] > 0 else "−", ha="center", va="center", fontsize=9, **how)
     places = range(len(weights))
     names = [f"✗ {i}" if out else f"{i}" for i, out in enumerate(gone.tolist())]

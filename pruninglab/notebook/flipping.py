@@ -12,6 +12,7 @@ from pruninglab.curvature import cbs_select
 from pruninglab.naming import lookup
 from pruninglab.notebook.curvature_plots import draw_block, shares
 from pruninglab.notebook.pictures import Picture
+from pruninglab.notebook.spoken import live, spoken
 from pruninglab.statistics import collect
 
 RESTARTS = 10  # of the solver: at this size it then finds the optimum nearly always
@@ -73,10 +74,10 @@ class Flipper:
         self.choices = {name: ipywidgets.Button(description=name) for name in CHOICES}
         for name, choice in self.choices.items():
             choice.on_click(self._setter(name))
-        self.row = ipywidgets.Box(layout={"flex_flow": "row wrap", "max_width": "44em"})
-        self.text, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
+        self.row = ipywidgets.Box(layout={"flex_flow": "row wrap", "max_width": "52em"})
+        self.text, self.picture = live(ipywidgets.HTML()), ipywidgets.HTML()
         choices = ipywidgets.HBox(list(self.choices.values()))
-        self.box = ipywidgets.VBox([self.menu, choices, self.row, self.text, self.picture])
+        self.box = spoken(self.menu, choices, self.row, self.text, self.picture)
         self.menu.observe(self._open, "value")
         self._open()
 
@@ -95,7 +96,7 @@ class Flipper:
         self._best = float(shares(weights, hessian)[best][:, best].sum())
         self.buttons = []
         for i in range(len(weights)):
-            button = ipywidgets.ToggleButton(tooltip=f"weight {i}", layout={"width": "7em"})
+            button = ipywidgets.ToggleButton(tooltip=f"weight {i}", layout={"width": "8.5em"})
             button.observe(self._update, "value")
             self.buttons.append(button)
         self.row.children = tuple(self.buttons)
@@ -116,7 +117,7 @@ class Flipper:
             button.description = f"{'✗ ' if button.value else ''}{i} ({w:+.2f})"
         picture, text = draw_block(weights, hessian, self.gone)
         text = f"{text}. {self._verdict()}"
-        self.text.value = f"<p aria-live='polite'>{html.escape(text)}</p>"
+        self.text.value = f"<p>{html.escape(text)}</p>"
         self.picture.value = picture.html()
         self._plain = text
 

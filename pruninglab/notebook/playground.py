@@ -11,6 +11,7 @@ from pruninglab.allocation import ALLOCATIONS
 from pruninglab.criteria import Criterion
 from pruninglab.naming import lookup
 from pruninglab.notebook.pictures import show_html
+from pruninglab.notebook.spoken import live, spoken
 from pruninglab.notebook.trial_plots import draw_trial
 from pruninglab.notebook.trials import LEVELS, Bench
 from pruninglab.notebook.typed import Complaint, explain, read, warned
@@ -67,9 +68,9 @@ class Playground:
         )
         self.controls = {"unit": self.unit, "allocation": self.allocation, "sparsity": self.sparsity}
         self.run = ipywidgets.Button(description="Run", button_style="primary", tooltip="Run the code in the box")
-        self.message, self.text, self.picture = (ipywidgets.HTML() for _ in range(3))
+        self.message, self.text, self.picture = ipywidgets.HTML(), live(ipywidgets.HTML()), ipywidgets.HTML()
         row = ipywidgets.Box([*self.controls.values(), self.run], layout={"flex_flow": "row wrap"})
-        self.box = ipywidgets.VBox([ipywidgets.HTML(look), self.code, row, self.message, self.text, self.picture])
+        self.box = spoken(ipywidgets.HTML(look), self.code, row, self.message, self.text, self.picture)
         self.run.on_click(self._run)
         for control in self.controls.values():
             control.observe(self._again, "value")
@@ -117,7 +118,7 @@ class Playground:
             text += " The box has changed since: press Run to try what it holds now."
         self._last, self._plain = (picture, text), f"{text}\n{printed}".strip()
         self.message.value = _output(printed)
-        self.text.value = f"<p aria-live='polite'>{html.escape(text)}</p>"
+        self.text.value = f"<p>{html.escape(text)}</p>"
         self.picture.value = picture
 
     def _complain(self, complaint: Complaint, printed: str) -> None:

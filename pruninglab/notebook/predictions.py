@@ -7,6 +7,7 @@ from typing import Any
 import ipywidgets
 
 from pruninglab.notebook.pictures import show_html
+from pruninglab.notebook.spoken import spoken
 
 
 class Prediction:
@@ -49,7 +50,7 @@ class Prediction:
         return show_html(text, plain)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        box = ipywidgets.VBox([ipywidgets.HTML(f"<b>Predict:</b> {html.escape(self.question)}"), self.buttons])
+        box = spoken(ipywidgets.HTML(f"<b>Predict:</b> {html.escape(self.question)}"), self.buttons)
         bundle = dict(box._repr_mimebundle_(**options) or {})
         choices = "\n".join(f"  ( ) {choice}" for choice in self.choices)
         bundle["text/plain"] = f"Predict: {self.question}\n{choices}"

@@ -1,5 +1,6 @@
 """Drawings of chapter 6: layers' curves, the plane of cost and distortion, and predictions against the truth."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from pruninglab.allocation.rate_distortion import solve
 from pruninglab.notebook.pictures import BLUE, COLOURS, GREY, LINES, ORANGE, Picture, canvas, legend
+
+MOST = 100_000  # combinations of layers' options that are drawn
 
 
 def draw_distortions(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], alt: str) -> Picture:
@@ -34,7 +37,14 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
 
     Returns:
         The picture, and what it shows in words.
+
+    Raises:
+        ValueError: more than 100,000 combinations.
     """
+    if (combinations := math.prod(map(len, costs))) > MOST:
+        raise ValueError(
+            f"{combinations:,} combinations are too many to draw; give fewer layers or levels ({MOST:,} at most)"
+        )
     cost, distortion = np.zeros(1), np.zeros(1)
     for c, d in zip(costs, distortions, strict=True):
         cost, distortion = np.add.outer(cost, c).ravel(), np.add.outer(distortion, d).ravel()
@@ -49,7 +59,8 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     ax.plot(*_corners(costs, distortions), ".-", color=GREY, linewidth=1, label="hull and its corners")
     ends = np.array([0, cost.max()])
     ax.plot(ends, value - price * (ends - at), color=BLUE, label="equally good at this price")
-    ax.plot([budget], [value - price * (budget - at)], "^", color=BLUE, fillstyle="none", markersize=8, label="bound")
+    bound = value - price * (budget - at)
+    ax.plot([budget], [bound], "^", color=BLUE, fillstyle="none", markersize=8, label="bound")
     ax.plot([at], [value], "o", color=BLUE, markersize=9, label="chosen")
     ax.plot([best.cost], [best.distortion], "D", color=ORANGE, label="optimum")
     ax.axvline(budget, color=GREY, linestyle="--", linewidth=1)
@@ -59,8 +70,8 @@ def draw_price(costs: Sequence[Any], distortions: Sequence[Any], budget: int, pr
     ax.set_ylabel("sum of distortions", color=GREY)
     legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     verdict = "within" if at <= budget else "over"
-    text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}"
-    text += f", optimum {best.distortion:.3g}"
+    text = f"keeps {at:,} weights, {verdict} the budget of {budget:,}; distortion {value:.3g}, "
+    text += f"bound {bound:.3g}, optimum {best.distortion:.3g}"
     return Picture(figure, f"All allocations as points, cost against distortion. The price {price:.3g} {text}"), text
 
 

@@ -55,12 +55,14 @@ def roadmap(here: int) -> Any:
 
 
 def source(thing: Callable[..., Any]) -> Any:
-    """The library's code for something, as it is installed (so it never is out of date), with colours."""
+    """The library's code for something, as it is installed (so it never is out of date), in the page's own colours."""
+    from jupyterlab_pygments import JupyterStyle
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
     code = inspect.getsource(thing)
-    formatter = HtmlFormatter(noclasses=True, style="default", nobackground=True)
+    whole = "white-space: pre; overflow-x: auto"  # JupyterLab would break long lines in the middle of a word
+    formatter = HtmlFormatter(noclasses=True, style=JupyterStyle, nobackground=True, prestyles=whole)
     where = html.escape(f"{thing.__module__}.{thing.__qualname__}")
     return show_html(f"<p><code>{where}</code></p>{highlight(code, PythonLexer(), formatter)}", code)

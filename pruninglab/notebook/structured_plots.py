@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch import nn
 
@@ -69,8 +70,10 @@ def _families(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 def _column(ax: Axes, left: float, labels: Sequence[str], colours: Mapping[str, str]) -> None:
     for row, label in enumerate(labels):
-        colour = colours.get(label.rstrip("0123456789"), GREY)
-        square = Rectangle((left, row), 1, 0.88, facecolor=colour, alpha=0.5 if label else 0.15, edgecolor=GREY)
+        colour = to_rgb(colours.get(label.rstrip("0123456789"), GREY))
+        # pale and opaque: black can be read on it, and would not on what a dark page shines through
+        face = [(1 + part) / 2 for part in colour] if label else (*colour, 0.15)
+        square = Rectangle((left, row), 1, 0.88, facecolor=face, edgecolor=GREY)
         ax.add_patch(square)
         ax.text(
             left + 0.5, row + 0.46, label, ha="center", va="center", fontsize=7, color=GREY if not label else "black"

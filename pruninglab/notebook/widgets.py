@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 
 from pruninglab.notebook.pictures import Picture, show_html
+from pruninglab.notebook.spoken import live, spoken
 
 Drawn = tuple[Picture, str]
 
@@ -32,13 +33,13 @@ class Explorer:
             control = kind(options=options, description=labels.get(name, name), style=wide, layout={"width": "32em"})
             control.observe(self._update, "value")
             self.controls[name] = control
-        self.picture, self.text = ipywidgets.HTML(), ipywidgets.HTML()
-        self.box = ipywidgets.VBox([*self.controls.values(), self.text, self.picture])
+        self.picture, self.text = ipywidgets.HTML(), live(ipywidgets.HTML())
+        self.box = spoken(*self.controls.values(), self.text, self.picture)
         self._update()
 
     def _update(self, _change: object = None) -> None:
         picture, text = self._draw(**{name: control.value for name, control in self.controls.items()})
-        self.text.value = f"<p aria-live='polite'>{html.escape(text)}</p>"
+        self.text.value = f"<p>{html.escape(text)}</p>"
         self.picture.value = picture.html()
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:

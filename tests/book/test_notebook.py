@@ -14,6 +14,7 @@ from pruninglab.notebook import (
     claim,
     draw_masks,
     draw_numbers,
+    draw_price,
     draw_pruning,
     draw_scores,
     draw_weights,
@@ -242,4 +243,29 @@ def test_source_is_the_installed_code():
 
     shown = source(magnitude)
     assert "return weight.abs()" in repr(shown)
-    assert "pruninglab.criteria.weights.magnitude" in shown._repr_mimebundle_()["text/html"]
+    text = shown._repr_mimebundle_()["text/html"]
+    assert "pruninglab.criteria.weights.magnitude" in text
+    assert "color: var(--jp-" in text  # a fixed colour could not be read on both a white and a dark page
+    assert not re.search(r"color: *#", text)
+    assert "white-space: pre;" in text
+
+
+def test_widgets_bring_what_keyboards_and_screen_readers_need():
+    explorer = explore(lambda x: (draw_numbers({"x": torch.tensor([[x]])}, alt=f"x is {x}"), f"{x}"), x=[1.0, 2.0])
+    assert "pruninglab-spoken" in explorer.box._dom_classes
+    assert [part for part in explorer.box.children if "pruninglab-live" in part._dom_classes] == [explorer.text]
+    (output,) = explorer.box.children[-1].outputs
+    assert "lmSuppressShortcuts" in output["data"]["application/javascript"]
+    assert "text/plain" in predict("Which?", ["a", "b"])._repr_mimebundle_()
+
+
+def test_the_picture_of_a_price_says_its_bound_which_the_optimum_never_beats():
+    costs, distortions = [[0, 4, 9], [0, 3, 5]], [[7.0, 2.0, 0.0], [4.0, 1.5, 0.0]]
+    said = [draw_price(costs, distortions, 7, price)[1] for price in (0.1, 0.2, 0.8, 1.5)]
+    told = [tuple(map(float, re.search(r"bound (\S+), optimum (\S+)$", text).groups())) for text in said]
+    assert len(set(told)) == len(told)  # each price its own bound, even where it chooses the same
+    assert {optimum for _, optimum in told} == {3.5}
+    assert all(bound <= 3.5 for bound, _ in told)
+    assert told[0][0] == pytest.approx(0.1 * (14 - 7))
+    with pytest.raises(ValueError, match="1,000,000,000,000 combinations are too many to draw"):
+        draw_price([range(1000)] * 4, [range(1000)] * 4, 7, 0.1)

@@ -410,7 +410,7 @@ def test_a_picture_is_drawn_with_its_text(home):
 
 def test_typing_runs_nothing_and_run_does(widget):
     before = widget.text.value, widget.picture.value
-    assert "aria-live='polite'" in widget.text.value
+    assert "pruninglab-live" in widget.text._dom_classes
     assert 'alt="Drawn: mine keeps 36' in widget.picture.value
     widget.code.value = "def other(weight):\n    return weight.abs()\n"
     assert (widget.text.value, widget.picture.value) == before

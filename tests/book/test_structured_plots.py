@@ -8,6 +8,7 @@ from torch import nn
 
 from pruninglab.graph import channel_groups
 from pruninglab.notebook import draw_groups, draw_widths
+from pruninglab.notebook.pictures import GREY
 from pruninglab.tasks.models import ResNet
 
 
@@ -58,7 +59,16 @@ def test_families_are_told_apart_by_colour_and_what_stays_is_grey():
         by_letter.setdefault(label[:1], set()).add(colour)
     assert all(len(colours) == 1 for colours in by_letter.values())
     assert len({next(iter(colours)) for colours in by_letter.values()}) == len(by_letter) == 5
-    assert next(iter(by_letter[""])) == "#808080"
+    assert next(iter(by_letter[""])) == GREY
+
+
+def test_what_is_labelled_can_be_read_on_any_page():
+    model, x = small()
+    (ax,) = draw_groups(model, channel_groups(model, x)).figure.axes
+    labelled = {t.get_position() for t in ax.texts if t.get_color() == "black"}
+    under = [p for p in ax.patches if (p.get_x() + 0.5, p.get_y() + 0.46) in labelled]
+    assert len(under) == len(labelled) > 0
+    assert all(patch.get_facecolor()[3] == 1 and min(patch.get_facecolor()[:3]) >= 0.5 for patch in under)
 
 
 def test_the_picture_of_groups_says_in_words_what_it_shows():
