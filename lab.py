@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -50,7 +51,11 @@ def set_up() -> None:
         return
     print("Setting up .venv: this downloads PyTorch and JupyterLab and takes a few minutes, once.", flush=True)
     if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+        try:
+            venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError:  # ensurepip is missing; an environment without pip must not stay
+            shutil.rmtree(VENV, ignore_errors=True)
+            sys.exit(f"{sys.executable} cannot make an environment with pip: on Debian or Ubuntu install python3-venv.")
     install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test,site]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")

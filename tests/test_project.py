@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -88,6 +89,24 @@ def test_a_failed_set_up_says_so_and_is_tried_again(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="needs a network this once"):
         lab.set_up()
     assert not (tmp_path / "stamp").exists()
+
+
+def test_an_environment_without_pip_does_not_stay(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("a")
+    environment = tmp_path / "venv"
+    values = {"ROOT": tmp_path, "VENV": environment, "PYTHON": environment / "python", "STAMP": environment / "stamp"}
+    for name, value in values.items():
+        monkeypatch.setattr(lab, name, value)
+
+    def create(folder, **_):
+        folder.mkdir()
+        (folder / "python").touch()
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    monkeypatch.setattr(lab.venv, "create", create)
+    with pytest.raises(SystemExit, match="install python3-venv"):
+        lab.set_up()
+    assert not environment.exists()
 
 
 SHARED = ["-n", "2", "--dist", "loadfile"]

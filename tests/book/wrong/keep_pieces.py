@@ -38,6 +38,13 @@ def wrong_5(scores, width, inputs, threshold):
     return keep.repeat(1, width)[:, :inputs]
 
 
+def wrong_7(scores, width, inputs, threshold):
+    """A piece exactly at the threshold goes."""
+    keep = scores > threshold * scores.mean(dim=1, keepdim=True)
+    keep[torch.arange(len(scores)), scores.argmax(dim=1)] = True
+    return _spread(keep, width, inputs)
+
+
 def wrong_6(scores, width, inputs, threshold):
     """The threshold is not relative to anything."""
     keep = scores >= threshold
