@@ -78,7 +78,8 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
             continue
         area.screenshot(path=screenshots / f"{chapter.stem}-{cells[i]['id']}-before.png")
         if i in predictions:
-            reveal = next(j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"])
+            reveal = next((j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"]), None)
+            assert reveal is not None, "no cell shows the prediction beside the measurement"
             for number, by in ((1, "keyboard"), (0, "mouse")):
                 words = pick(chapter.show(i), number, by)
                 chapter.run(reveal)
