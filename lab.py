@@ -8,6 +8,10 @@
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
+    python -m lab student    set up if need be, and write the book without its solutions into build/student
+    python -m lab solutions  the same with every exercise solved, into build/solutions
+    python -m lab site       set up if need be, and make the HTML book in build/site, from the ledger's runs (--fast:
+                             from quick ones; --pdf: a print version too)
 
 "Set up" makes a virtual environment in `.venv` and installs the project into it, once. Then nothing needs a network.
 """
@@ -27,6 +31,14 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "pruninglab-setup"
 # JupyterLab's defaults in this environment: it asks nothing and looks nothing up when it starts.
 QUIET = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+# nbgrader's menus are for teachers, who use it from a terminal here; they slow the start, and warn of a missing course.
+NBGRADER = [f"nbgrader.server_extensions.{name}" for name in ("assignment_list", "course_list", "formgrader")]
+NBGRADER += ["nbgrader.server_extensions.validate_assignment"]
+SETTINGS = {
+    "share/jupyter/lab/settings/overrides.json": QUIET,
+    "etc/jupyter/jupyter_server_config.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(NBGRADER, False)}},
+    "etc/jupyter/labconfig/page_config.json": {"disabledExtensions": {"@jupyter/nbgrader": True}},
+}
 
 
 def set_up() -> None:
@@ -39,12 +51,12 @@ def set_up() -> None:
     print("Setting up .venv: this downloads PyTorch and JupyterLab and takes a few minutes, once.", flush=True)
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True)
-    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test]"]
+    install = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "-q", "-e", f"{ROOT}[test,site]"]
     if subprocess.run(install).returncode:
         sys.exit("The set-up failed; what pip says above tells why. It needs a network this once; then run this again.")
-    settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(QUIET, indent=2))
+    for name, settings in SETTINGS.items():
+        (VENV / name).parent.mkdir(parents=True, exist_ok=True)
+        (VENV / name).write_text(json.dumps(settings, indent=2))
     STAMP.write_text(made_for)
 
 
@@ -66,12 +78,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "what", nargs="?", default="open", choices=("open", "setup", "test", "test-browser", "book", "ledger")
-    )
+    plain = ("ledger", "student", "solutions")  # commands of the library, which take its options
+    choices = ("open", "setup", "test", "test-browser", "book", "site", *plain)
+    parser.add_argument("what", nargs="?", default="open", choices=choices)
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
     parser.add_argument(
-        "--fast", action="store_true", help="book: with fewer seeds and steps; test-browser: chapter 0 and the widgets"
+        "--fast", action="store_true", help="book, site: with fewer seeds and steps; test-browser: two minutes of it"
     )
     parser.add_argument(
         "--no-browser", action="store_true", help="open: print the address instead of opening a browser"
@@ -84,10 +96,10 @@ def main() -> int:
     if options.what == "test-browser":
         need("browser", "playwright")
         return run("-m", "pytest", "tests/browser", "-m", "browser and not slow" if options.fast else "browser", *rest)
-    if options.what == "book":
-        return run("-m", "pruninglab", "book", *(["--fast"] if options.fast else []), *rest)
-    if options.what == "ledger":
-        return run("-m", "pruninglab", "ledger", *rest)
+    if options.what in ("book", "site"):
+        return run("-m", "pruninglab", options.what, *(["--fast"] if options.fast else []), *rest)
+    if options.what in plain:
+        return run("-m", "pruninglab", options.what, *rest)
     if options.what == "open":
         browser = ["--no-browser"] if options.no_browser else []
         return run("-m", "jupyterlab", "book/00_start_here.ipynb", "--notebook-dir=.", *browser, *rest)

@@ -95,7 +95,7 @@ def _same_shape(args: tuple[Any, ...], result: Any) -> bool:
 
 def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
     """The outermost modules of which a mask leaves nothing and which return their input then."""
-    empty = {name for name, mask in masks.items() if not mask.flatten()[0] and not mask.any()}
+    empty = {name for name, mask in masks.items() if not mask.flatten()[0] and not mask.cpu().numpy().any()}
     if not empty:
         return []
     names: list[str] = []

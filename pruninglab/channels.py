@@ -121,7 +121,10 @@ def rank(family: Family, scores: Tensor, unit: Structure) -> Ranking:
     slots = torch.cat([best_first(cell).view(family.slots, -1) for cell in family.cells], 1)
     groups = slots.split(joined)
     steps = tuple(group.reshape(-1) for group in groups)
-    values = torch.stack([scores[step].nanmean() for step in steps]).nan_to_num(nan=0.0)
+    which = torch.arange(len(slots)) // joined  # the step of each slot
+    found, counts = scores[slots], torch.zeros(len(steps), dtype=torch.float64)
+    counts.index_add_(0, which, (~found.isnan()).sum(1).double())
+    values = torch.zeros_like(counts).index_add_(0, which, found.nansum(1)) / counts.clamp(min=1)
     floor, width = 1, family.multiple * len(groups[0])
     while width < unit.floor and floor < len(steps):
         width += family.multiple * len(groups[floor])

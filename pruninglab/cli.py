@@ -69,7 +69,27 @@ def _parser() -> Parser:
     on = "Run the same command again: it goes on where it stopped."
     ledger = command("ledger", _ledger, "test every claim of the book, into book/ledger.md (about 20 minutes)", on)
     ledger.add_argument("--check", action="store_true", help="run nothing; mark what is of another version of the code")
+    command("names", _names, "list which chapter introduces which public name, and write it to book/names.md")
+    site = command("site", _site, "make the HTML book, running what has no results of this code yet (20 minutes)", on)
+    site.add_argument("--fast", action="store_true", help="of a quick version of the chapters, which the pages say")
+    site.add_argument("--no-run", action="store_true", help="run nothing; a chapter without results says so")
+    site.add_argument("--pdf", action="store_true", help="a print version too, by Chromium")
+    site.add_argument("--out", type=Path, default=ROOT / "build" / "site", help="where the pages go")
     command("readme", _readme, "make the README's picture and tables again", again)
+    for name, told in (
+        ("student", "without its solutions (needs nbgrader)"),
+        ("solutions", "with every exercise solved"),
+    ):
+        sub = command(name, _version, f"write the whole book {told} to a folder", again)
+        sub.add_argument(
+            "out", nargs="?", type=Path, help=f"a folder that is empty or not there (build/{name}, made anew)"
+        )
+        sub.set_defaults(version=name)
+    grade = command("grade", _grade, "grade notebooks that were handed in (they run with your rights)", again)
+    grade.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="chapters or labs, damaged ones too")
+    grade.add_argument("--of", type=Path, metavar="NOTEBOOK", help="the chapter or lab that they are of (found out)")
+    grade.add_argument("--time-limit", type=float, default=30, metavar="SECONDS", help="for one exercise (30)")
+    grade.add_argument("--out", type=Path, metavar="FILE", help="write the table, as .csv or .json")
     llama = command("tiny-llama", _tiny_llama, "train the language model that ships in data/ again (minutes)", again)
     llama.add_argument("--out", type=Path, default=None, help="where to write it instead")
     return parser
@@ -207,11 +227,62 @@ def _ledger(options: argparse.Namespace) -> int:
     return command(options.check)
 
 
+def _site(options: argparse.Namespace) -> int:
+    from pruninglab.notebook.site import command
+
+    return command(options.out, fast=options.fast, run=not options.no_run, pdf=options.pdf)
+
+
 def _book(options: argparse.Namespace) -> int:
     table = run_all(options.out, {"seed": options.seed} | ({"fast": True} if options.fast else {}))
     print(table.to_string(index=False))
     print(f"{table['seconds'].sum():.0f} seconds in all; the executed chapters are in {options.out}")
     return int((table["state"] != "ok").any())
+
+
+def _names(options: argparse.Namespace) -> int:
+    from pruninglab.notebook import names
+
+    options.make = lambda: names.rows(names.write())
+    return _list(options)
+
+
+def _version(options: argparse.Namespace) -> int:
+    from pruninglab.notebook.versions import solved_version, student_version, write_version
+
+    make = student_version if options.version == "student" else solved_version
+    out = options.out or ROOT / "build" / options.version
+    try:
+        files = write_version(out, make, replace=options.out is None)
+    except OSError as error:
+        options.parser.error(str(error))
+    except ModuleNotFoundError as error:
+        print(f"{options.parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(files)} files are in {out}")
+    return 0
+
+
+def _grade(options: argparse.Namespace) -> int:
+    """Wrong answers are a result; only a notebook that cannot be graded is a failure."""
+    from pruninglab.notebook import grading, report
+
+    out = options.out
+    if out is not None:
+        if out.suffix not in (".csv", ".json"):
+            options.parser.error(f"--out is a file that ends in .csv or .json, not {str(out)!r}")
+        _check_file(out, options.parser)
+    if not options.time_limit > 0:
+        options.parser.error(f"--time-limit is a number of seconds above 0, not {options.time_limit:g}")
+    try:
+        table = grading.grade(options.notebooks, of=options.of, time_limit=options.time_limit)
+    except (ValueError, OSError) as error:
+        options.parser.error(str(error))
+    print(grading.as_text(table))
+    if out is not None:
+        text = table.to_csv(index=False) if out.suffix == ".csv" else table.to_json(orient="records", indent=2)
+        report.write(out, text)
+    return int((table["result"] == grading.NOT_GRADED).any())
 
 
 def _readme(options: argparse.Namespace) -> int:

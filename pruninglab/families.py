@@ -56,10 +56,11 @@ def head_families(graph: "Graph") -> list[Family]:
         graph: traced with `whole_heads=True`.
     """
     number = graph.number
-    sets = [torch.cat([number[head].view(1), number[members]]) for head, members in graph.colouring.members_of_head]
+    pairs = graph.colouring.members_of_head
+    sets = [torch.cat([number[head].view(1), number[members]]).numpy() for head, members in pairs]
     component = torch.from_numpy(_components(graph.n, sets).astype(np.int64))
     layers: dict[tuple[str, ...], list[Tensor]] = {}
-    for c in torch.unique(component[torch.cat([s[:1] for s in sets])] if sets else component[:0]).tolist():
+    for c in torch.unique(component[[int(s[0]) for s in sets]]).tolist():
         channels = (component == c).nonzero().reshape(-1)
         if not any(channel in graph.kept for channel in channels.tolist()):
             inside = torch.isin(torch.arange(graph.n + 1), channels)
@@ -86,27 +87,25 @@ def with_kinds(families: list[Family], n: int, cuts: dict[str, list[Tensor]], mo
 
 
 def families(
-    n: int, kept: dict[int, str], births: dict[tuple[str, int], Tensor], ties: list[list[Tensor]]
+    n: int, kept: dict[int, str], births: dict[tuple[str, int], Tensor], ties: list[list[np.ndarray]]
 ) -> list[Family]:
     """Cells of interchangeable channels, and which cells must shrink by the same fraction."""
     if not n:
         return []
-    signatures: list[list[int]] = [[] for _ in range(n)]
-    distinct = {tuple(tuple(block.tolist()) for block in tie) for tie in ties if tie}
-    for b, block in enumerate(block for tie in distinct for block in tie):
-        for channel in set(block):
-            signatures[channel].append(b)
-    axis = _components(n, births.values())
-    keys: dict[tuple[int, ...], int] = {}
-    cell = np.array(
-        [keys.setdefault((a, *signature), len(keys)) for a, signature in zip(axis.tolist(), signatures, strict=True)]
-    )
-    tied = [torch.from_numpy(cell[sorted({c for block in tie for c in block})]) for tie in distinct]
-    joined = _components(len(keys), tied)
+    distinct = list({tuple(block.tobytes() for block in tie): tie for tie in ties if tie}.values())
+    # Channels of one layer that are in the same blocks form a cell. A number is drawn for each layer and each block;
+    # their sum tells cells apart (that two sums of 64 bits meet by chance is not to be expected in any lifetime).
+    axis, draw = _components(n, (channels.numpy() for channels in births.values())), np.random.default_rng(0)
+    signature = draw.integers(2**64, size=n, dtype=np.uint64)[axis]
+    for block in (block for tie in distinct for block in tie):
+        signature[block] += draw.integers(2**64, dtype=np.uint64)  # a channel that comes twice counts once
+    _, first, which = np.unique(signature, return_index=True, return_inverse=True)
+    cell, keys = np.argsort(np.argsort(first))[which], len(first)  # numbered as they come
+    joined = _components(keys, (np.unique(cell[np.concatenate(tie)]) for tie in distinct))
     order = np.argsort(cell, kind="stable")
-    members_of = np.split(order, np.cumsum(np.bincount(cell, minlength=len(keys)))[:-1])
+    members_of = np.split(order, np.cumsum(np.bincount(cell, minlength=keys))[:-1])
     cells: dict[int, list[Tensor]] = {}
-    for k in range(len(keys)):
+    for k in range(keys):
         cells.setdefault(int(joined[k]), []).append(torch.from_numpy(members_of[k]))
     frozen = torch.zeros(n, dtype=torch.bool)
     frozen[list(kept)] = True
@@ -128,12 +127,14 @@ def families(
         if not layers:  # attention's heads, which stand in families of their own
             continue
         mine = set(torch.cat(group).tolist()) if slots == 1 and len(group) > 1 else set()
-        own = tuple(tie for tie in distinct if mine and mine.issuperset(tie[0]))
+        own = tuple(
+            tuple(tuple(b.tolist()) for b in tie) for tie in distinct if mine and mine.issuperset(tie[0].tolist())
+        )
         found.append(Family(tuple(layers), tuple(group), slots, max(1, min(layers.values()) // slots), own))
     return found
 
 
-def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:
+def _components(n: int, sets: Iterable[np.ndarray]) -> np.ndarray:
     """The connected component of each of n things, where the members of each set are connected."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -142,8 +143,8 @@ def _components(n: int, sets: Iterable[Tensor]) -> np.ndarray:
     for members in sets:
         members = members[members >= 0]
         if len(members) > 1:
-            left.append(members[:1].expand(len(members) - 1).numpy())
-            right.append(members[1:].numpy())
+            left.append(np.broadcast_to(members[:1], len(members) - 1))
+            right.append(members[1:])
     rows, columns = np.concatenate(left), np.concatenate(right)
     matrix = coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(n, n))
     return connected_components(matrix, directed=False)[1]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent
+TELLING = {"notebook", "cli.py", "doctor.py", "listings.py"}  # show results, and change none
 
 
 def data_dir() -> Path:
@@ -106,6 +107,6 @@ def digest(*parts: object) -> str:
 def code_version(folder: str = "") -> str:
     """A hash of the library's own source (of one of its folders): cached results die with the code that made them."""
     sources = sorted((PACKAGE / folder).rglob("*.py"))
-    if not folder:  # how results are drawn does not change them
-        sources = [path for path in sources if "notebook" not in path.relative_to(PACKAGE).parts]
+    if not folder:
+        sources = [path for path in sources if not TELLING & set(path.relative_to(PACKAGE).parts)]
     return digest(*(path.read_bytes() for path in sources))

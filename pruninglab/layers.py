@@ -43,10 +43,7 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
         if not isinstance(module, PRUNABLE):
             continue
         if module._parameters.get("weight") is None:
-            raise ValueError(
-                f"the weight of {module_name or 'the model'!r} is not a plain parameter (is a parametrization or "
-                "torch.nn.utils.prune on it?): remove that first, so that zeros can be written into it"
-            )
+            raise ValueError(not_plain(module_name))
         first = next(owner for owner, held in owners[id(module.weight)] if isinstance(held, PRUNABLE))
         found.setdefault(first, module)
     for name, layer in list(found.items()):
@@ -66,6 +63,14 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     if not found:
         raise ValueError("exclude leaves no prunable layer")
     return found
+
+
+def not_plain(module: str) -> str:
+    """What is said of a layer whose weight is computed from other parameters."""
+    return (
+        f"the weight of {module or 'the model'!r} is not a plain parameter (is a parametrization or "
+        "torch.nn.utils.prune on it?): remove that first, so that zeros can be written into it"
+    )
 
 
 def entries(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:

@@ -4,6 +4,7 @@ The smaller model is run beside the steps of the larger one, whose colours tell 
 first step that differs, numbers near it that hold an old size are tried until the run gets further.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +17,9 @@ from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
 from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none, watched
+from pruninglab.slimmed import is_row
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 
@@ -38,14 +41,16 @@ class _Differs(Exception):
 class _Beside(TorchDispatchMode):
     """Runs a smaller model and compares the shapes of each step with those that are left of the larger model's."""
 
-    def __init__(self, graph: Graph, removed: Tensor) -> None:
+    def __init__(self, graph: Graph, removed: Tensor, sizes: dict[int, list[int]]) -> None:
         super().__init__()
         self.graph, self.steps = graph, graph.colouring.steps
+        self.in_heads = graph.colouring.in_heads()
+        self.light, self.home = graph.colouring.light, graph.colouring.home
         self.gone = or_none(removed)
         self.where: list[str] = [""]
         self.at = 0
         self.rescale: list[tuple[Tensor, float]] = []
-        self._sizes: dict[int, list[int]] = {}
+        self._sizes = sizes  # of each shadow by its id, remembered from run to run
 
     def left(self, shadow: Tensor) -> list[int]:
         """The shape that remains of a step's result."""
@@ -60,13 +65,18 @@ class _Beside(TorchDispatchMode):
         pairs = [pair for shadow in shadows for pair in zip(shadow.shape, self.left(shadow), strict=True)]
         return [(old, new, None) for old, new in pairs if old != new]
 
+    def changes_around(self) -> Sizes:
+        """Which sizes change in the nearest step before this moment, and in the nearest after it, that has any."""
+        before, after = reversed(self.steps[: self.at]), iter(self.steps[self.at :])
+        return [size for steps in (after, before) for size in next(filter(None, map(self.changes, steps)), [])]
+
     def note(self, step: Step, name: str, args: Any) -> None:
         """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
         numbers = numbers_in(args)
         if numbers == step.numbers or all(shadow is None for shadow in (*step.operands, *step.shadows)):
             return
         colours = None if not step.operands or step.operands[0] is None else colours_of(step.operands[0])
-        attention = colours is not None and bool(torch.isin(colours, self.graph.colouring.in_heads()).all())
+        attention = colours is not None and bool(torch.isin(colours, self.in_heads).all())
         if name.rstrip("_") not in ("mul", "div") or len(numbers) != 1 or not numbers[0] or not attention:
             what = f"{name} takes the number {numbers} instead of {step.numbers}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
@@ -74,21 +84,20 @@ class _Beside(TorchDispatchMode):
         self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))  # type: ignore[arg-type]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function._schema.name.removeprefix("aten::")
+        name, kwargs = function._schema.name.removeprefix("aten::"), kwargs or {}
         step = self.steps[self.at] if self.at < len(self.steps) else None
         if step is not None and step.name != name:  # joining dimensions copies or not, as numbers lie in memory
             if name == "clone" and step.name in SPLITS:
-                return function(*args, **(kwargs or {}))
+                return function(*args, **kwargs)
             if name in SPLITS and step.name == "clone" and self.steps[self.at + 1].name in SPLITS:
                 self.at += 1
                 step = self.steps[self.at]
         if step is None or (step.name != name and not {step.name, name} <= SPLITS):
             raise _Differs(self.at, self.where[-1], f"does {name} instead of {step.name if step else 'ending'}", [])
-        changed = self.changes(step)
         try:
-            out = function(*args, **(kwargs or {}))
+            out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         except Exception as error:
-            raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", changed) from error
+            raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", self.changes(step)) from error
         for result, shadow in zip(tensors_in(out), step.shadows, strict=False):
             if shadow is not None and list(result.shape) != self.left(shadow):
                 left, got = self.left(shadow), list(result.shape)
@@ -101,8 +110,10 @@ class _Beside(TorchDispatchMode):
         return out
 
 
-def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
+def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Factors:
     """Set the numbers that a smaller model's forward reads, until each step has the shape that it must have.
+
+    What else it takes for the same outputs is returned: factors, for `rescale`.
 
     Args:
         small: the model, already cut; changed in place.
@@ -113,7 +124,7 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
     Raises:
         GraphError: no number that can be found makes it run; names the module and the operation.
     """
-    compare = partial(_compare, small, graph, removed, inputs)
+    compare = partial(_compare, small, graph, removed, inputs, {})
     tried, trouble = 0, compare()
     while isinstance(trouble, _Differs):
         for holder, key, old, value in _candidates(small, trouble):
@@ -129,10 +140,9 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Non
         if isinstance(trouble, _Differs) and tried >= TRIES:
             where = trouble.where or type(small).__name__
             raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
-    for shadow, ratio in trouble:
-        _rescale(small, graph, removed, shadow, ratio)
     if graph.colouring.by_place and not graph.whole_heads:
         _check_places(small, graph, removed, inputs)
+    return trouble
 
 
 def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
@@ -141,7 +151,7 @@ def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Input
     Raises:
         GraphError: a layer reads others now; names it.
     """
-    again = Colouring(small, whole_heads=graph.whole_heads)
+    again = Colouring(small, whole_heads=graph.whole_heads, light=graph.colouring.light)
     with watched(small, again.where), again:
         call(small, inputs)
     gone, number = or_none(removed), torch.full((again.known(),), -1, dtype=torch.int64)
@@ -191,10 +201,13 @@ def _also_in_its_like(
     return after
 
 
-def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> _Differs | Factors:
+def _compare(
+    small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, sizes: dict[int, list[int]]
+) -> _Differs | Factors:
     """The first trouble that the smaller model has, or by which factors its numbers differ from the larger one's."""
-    beside = _Beside(graph, removed)
-    with watched(small, beside.where):
+    beside = _Beside(graph, removed, sizes)
+    with watched(small, beside.where), warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*does not match num_features")  # an instance norm without parameters
         try:
             with beside:
                 call(small, inputs)
@@ -203,9 +216,8 @@ def _compare(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) ->
         except GraphError:
             raise
         except Exception as error:  # between two steps, such as an assertion
-            step = beside.steps[min(beside.at, len(beside.steps) - 1)]
             what = f"{type(error).__name__}: {error}"
-            return _Differs(beside.at, beside.where[-1], what, beside.changes(step))
+            return _Differs(beside.at, beside.where[-1], what, beside.changes_around())
     return beside.rescale
 
 
@@ -227,14 +239,10 @@ def _numbers(values: dict[str, Any], trouble: _Differs, exact: bool) -> Iterator
             continue
         if isinstance(value, int):
             yield from ((values, key, value, new) for new in _values(value, trouble, exact))
-        elif isinstance(value, tuple) and all(type(item) is int for item in value):
+        elif is_row(value):
             for i, item in enumerate(value):
                 for new in _values(item, trouble, exact):
-                    yield values, key, value, (*value[:i], new, *value[i + 1 :])
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                if isinstance(item, int) and not isinstance(item, bool):
-                    yield from ((value, i, item, new) for new in _values(item, trouble, exact))
+                    yield values, key, value, type(value)((*value[:i], new, *value[i + 1 :]))
 
 
 def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
@@ -249,6 +257,12 @@ def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
             if guess > 0 and guess != value and guess not in found:
                 found.add(guess)
                 yield guess
+
+
+def rescale(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> None:
+    """Let weights make up for numbers that the forward computes from sizes."""
+    for shadow, ratio in factors:
+        _rescale(small, graph, removed, shadow, ratio)
 
 
 def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import chain
 from typing import Any
@@ -26,23 +26,25 @@ def remaining(tensor: Tensor, masks: Sequence[Tensor], name: str) -> Tensor:
     Raises:
         GraphError: what is left is no whole tensor, because parts of it lose different numbers of channels.
     """
-    ragged = [mask.to(tensor.device) for mask in masks if not is_line(mask)]
-    lines = [mask for mask in masks if is_line(mask)]
+    ragged = [mask.cpu() for mask in masks if not is_line(mask)]
+    lines = [mask.cpu() for mask in masks if is_line(mask)]
     alive = reduce(torch.logical_and, ragged) if ragged else None
     for dim in range(tensor.ndim):
         along = [mask.reshape(-1) for mask in lines if mask.shape[dim] > 1]
         if alive is not None and alive.shape[dim] > 1:
-            along.append(alive.movedim(dim, 0).flatten(1).any(1).cpu())
+            along.append(alive.movedim(dim, 0).flatten(1).any(1))
         if along:
-            kept = reduce(torch.logical_and, along).nonzero().reshape(-1).to(tensor.device)
-            tensor = tensor.index_select(dim, kept)
+            kept = reduce(torch.logical_and, along).nonzero().reshape(-1)
+            tensor = tensor.index_select(dim, kept.to(tensor.device))
             if alive is not None and alive.shape[dim] > 1:
                 alive = alive.index_select(dim, kept)
     if alive is None or alive.all():
         return tensor.clone() if tensor._is_view() else tensor
     left = left_shape(alive, name)
     shape = [left[d] if alive.shape[d] > 1 else tensor.shape[d] for d in range(alive.ndim)]
-    return tensor[alive.expand(tensor.shape)].view(shape)
+    if tensor.is_meta:
+        return tensor.new_empty(shape)
+    return tensor[alive.to(tensor.device).expand(tensor.shape)].view(shape)
 
 
 def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, masks: Masks) -> None:
@@ -118,11 +120,7 @@ def save_slim(small: nn.Module, path: str | os.PathLike[str], original: nn.Modul
     bypassed = sorted(
         name for name, module in original.named_modules() if name in modules and type(modules[name]) is not type(module)
     )
-    recipe: dict[str, Any] = {"numbers": {}, "bypassed": bypassed}
-    before = dict(_numbers(original))
-    for place, value in _numbers(small):
-        if place in before and before[place] != value:
-            recipe["numbers"][place] = value
+    recipe: dict[str, Any] = {"numbers": changed_numbers(original, small), "bypassed": bypassed}
     save_tensors(path, dict(named_tensors(small)), {"format": FORMAT, "recipe": json.dumps(recipe)})
 
 
@@ -151,12 +149,28 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
         )
     for name, tensor in held:
         tensor.data = tensors[name].to(tensor)  # in place, so that tied weights stay tied
-    for place, value in recipe["numbers"].items():
-        path_of, _, key = place.rpartition("/")
-        holder: Any = model.get_submodule(path_of.removesuffix("/config"))
-        holder = holder.config if path_of.endswith("/config") else holder
-        setattr(holder, key, tuple(value) if isinstance(getattr(holder, key), tuple) else value)
+    set_numbers(model, recipe["numbers"])
     return model
+
+
+def changed_numbers(model: nn.Module, small: nn.Module) -> dict[str, Any]:
+    """In which whole numbers of its modules a smaller model differs from the larger one: place → number, or list."""
+    before = dict(_numbers(model))
+    return {place: value for place, value in _numbers(small) if place in before and before[place] != value}
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Give the modules of a model what `changed_numbers` found."""
+    for place, value in numbers.items():
+        path, _, key = place.rpartition("/")
+        holder: Any = model.get_submodule(path.removesuffix("/config"))
+        holder = holder.config if path.endswith("/config") else holder
+        setattr(holder, key, type(getattr(holder, key))(value))
+
+
+def is_row(value: Any) -> bool:
+    """Whether this is a list or tuple of whole numbers."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(type(item) is int for item in value)
 
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -169,6 +183,6 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for where, values in places:
             for key, value in values.items():
                 plain = isinstance(value, int) and not isinstance(value, bool)
-                row = isinstance(value, (list, tuple)) and value and all(type(item) is int for item in value)
+                row = is_row(value)
                 if not key.startswith("_") and (plain or row):
                     yield f"{where}/{key}", list(value) if row else value

@@ -23,7 +23,7 @@ from pruninglab.masks import Masks
 from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
-from pruninglab.surgery import emptied
+from pruninglab.surgery import cut, emptied
 from pruninglab.tasks.training import evaluating
 from pruninglab.units import Structure
 
@@ -90,6 +90,8 @@ def prune_structures(
         near = False
     if not near and unit.multiple_of > 1:  # rounded widths are too coarse for this
         removed, _ = attempt(1)
+    if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
+        cut(model, graph, removed, inputs, bare=graph.colouring.light)
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks

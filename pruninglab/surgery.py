@@ -5,8 +5,10 @@ those of the standard layers are known (`in_channels`, `num_features`, …), tho
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -17,10 +19,27 @@ from pruninglab.blocks import bypass, emptied_blocks
 from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.layers import named_tensors
 from pruninglab.masks import Masks
-from pruninglab.mending import mend
+from pruninglab.mending import Factors, mend, rescale
+from pruninglab.slimmed import changed_numbers, remaining, set_numbers
 from pruninglab.slimmed import recalibrate as recalibrate_norms
-from pruninglab.slimmed import remaining
 from pruninglab.tasks.training import evaluating
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What it took to make a model run without some channels, so that `cut` need not find it twice.
+
+    Attributes:
+        model: a weak reference to the model.
+        removed: (channels,) bool.
+        numbers: place → number, of modules (see `slimmed.changed_numbers`).
+        factors: of steps, the shadow of an operand and what it has to be multiplied by.
+    """
+
+    model: Callable[[], nn.Module | None]
+    removed: Tensor
+    numbers: dict[str, Any]
+    factors: Factors
 
 
 def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:
@@ -140,32 +159,44 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
     return removed
 
 
-def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs) -> nn.Module:
-    """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step."""
+def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False) -> nn.Module:
+    """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step.
+
+    With `bare`, its parameters have shapes alone (they are on the meta device): enough to see whether it can be done.
+    What was found then serves again when the same channels of the same model are cut.
+    """
+    known = graph.rehearsed
+    small = _smaller(model, graph, removed, bare)
+    if known is not None and known.model() is model and torch.equal(known.removed, removed):
+        set_numbers(small, known.numbers)
+        factors = known.factors
+    else:
+        factors = mend(small, graph, removed, example_inputs)
+        graph.rehearsed = Rehearsed(ref(model), removed, changed_numbers(model, small), factors)
+    if not bare:
+        rescale(small, graph, removed, factors)
+    return small
+
+
+def _smaller(model: nn.Module, graph: Graph, removed: Tensor, bare: bool) -> nn.Module:
+    """A copy of a model with smaller tensors; the numbers of its standard layers fit them."""
     alive = graph.kept_parts(removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(model):
-        if name in alive:
-            smaller = remaining(tensor.detach(), alive[name], name)
-            whole = isinstance(tensor, nn.Parameter)
+        whole = isinstance(tensor, nn.Parameter)
+        there = tensor.detach().to("meta") if bare and whole else tensor.detach()
+        if name in alive or bare:
+            smaller = remaining(there, alive.get(name, ()), name)
             memo[id(tensor)] = nn.Parameter(smaller, tensor.requires_grad) if whole else smaller
     before = {
         name: {own: tensor.shape for own, tensor in module.named_parameters(recurse=False)}
         for name, module in model.named_modules()
     }
-    grads = {name: p.grad for name, p in model.named_parameters()}
-    try:
-        for p in model.parameters():
-            p.grad = None
-        small = copy.deepcopy(model, memo)
-    finally:
-        for name, p in model.named_parameters():
-            p.grad = grads[name]
+    small = copy.deepcopy(model, memo)  # a copy of a parameter has no gradient
     touched = {name.rpartition(".")[0] for name in alive}
     for name, module in small.named_modules():
         if name in touched:
             _renumber(module, before[name])
-    mend(small, graph, removed, example_inputs)
     return small
 
 

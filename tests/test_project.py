@@ -65,6 +65,10 @@ def test_set_up_is_done_once_for_each_pyproject(tmp_path, monkeypatch):
     assert len(installs) == 1
     overrides = json.loads((environment / "share/jupyter/lab/settings/overrides.json").read_text())
     assert overrides["@jupyterlab/apputils-extension:notification"]["fetchNews"] == "false"
+    page = json.loads((environment / "etc/jupyter/labconfig/page_config.json").read_text())
+    assert page["disabledExtensions"] == {"@jupyter/nbgrader": True}
+    server = json.loads((environment / "etc/jupyter/jupyter_server_config.json").read_text())
+    assert set(server["ServerApp"]["jpserver_extensions"].values()) == {False}
     (root / "pyproject.toml").write_text("b")
     lab.set_up()
     assert len(installs) == 2
@@ -103,6 +107,8 @@ SHARED = ["-n", "2", "--dist", "loadfile"]
         (["test-browser"], ["-m", "pytest", "tests/browser", "-m", "browser"]),
         (["test-browser", "--fast"], ["-m", "pytest", "tests/browser", "-m", "browser and not slow"]),
         (["book", "--fast"], ["-m", "pruninglab", "book", "--fast"]),
+        (["student"], ["-m", "pruninglab", "student"]),
+        (["solutions", "here"], ["-m", "pruninglab", "solutions", "here"]),
     ],
 )
 def test_the_commands_run_what_they_say(line, expected, monkeypatch):

@@ -74,17 +74,6 @@ def test_without_heads_slim_is_the_masked_model_as_it_runs(name):
     assert size(small) == before - int(sum((~mask).sum() for mask in masks.values())) < before
 
 
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [("vision transformer", "encoder_layer_0.self_attention"), ("swin", "features.1.0.attn"), ("maxvit", "attn_layer")],
-)
-def test_heads_that_are_as_wide_as_the_stream_by_code_are_refused(name, where):
-    """These forwards take the width of all heads from that of their input, so that no head can go alone."""
-    model, x = vision(name)
-    with pytest.raises(GraphError, match=where):
-        slim(model, prune(model, unit="head", sparsity=0.5, example_inputs=x), x)
-
-
 @pytest.mark.parametrize("sparsity", [0.2, 0.8])
 @pytest.mark.parametrize("allocation", ["global", "isomorphic"])
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "squeezenet1_0", "swin", "gpt2"])

@@ -4,21 +4,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step
 from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.colours.shapes import PRODUCTS, home_of, shapes_only
 
 MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
     "unbind squeeze unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat "
     "constant_pad_nd unfold as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle im2col lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
+    "native_channel_shuffle lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
     "lift_fresh_copy positive gather".split()
 )
-PRODUCTS = frozenset("mm bmm addmm baddbmm linear dot mv matmul".split())
 POINTWISE = frozenset(
     "hardswish hardswish_ native_dropout hardsigmoid mish where masked_fill masked_fill_ _prelu_kernel".split()
 )
@@ -38,17 +39,27 @@ CREATIONS = frozenset(
 
 
 class Colouring(Palette, TorchDispatchMode):
-    """Watches one run of a model and colours it; `finish(outputs)` ends the run."""
+    """Watches one run of a model and colours it; `finish(outputs)` ends the run.
+
+    Args:
+        model: what will run.
+        whole_heads: whether heads of attention go as a whole, rather than channels inside them.
+        light: whether the run is for shapes alone (see `shapes`).
+    """
+
+    def __init__(self, model: nn.Module, *, whole_heads: bool = False, light: bool = False) -> None:
+        super().__init__(model, whole_heads=whole_heads)
+        self.light, self.home = light, home_of(model)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         operands = [self.shadow(tensor) for tensor in tensors]
         self.ran.add(self.where[-1])
-        out = function(*args, **kwargs)
+        name = function._schema.name.removeprefix("aten::")
+        out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         leaves = [found[0] for tensor in tensors if (found := self.leaf(tensor))]
         self.touched.update(leaves)
-        name = function._schema.name.removeprefix("aten::")
         self.work = None
         if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
             rule_for(name, function)(self, name, out, args, kwargs)
@@ -108,6 +119,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVES, moves.moved),
     **dict.fromkeys(PRODUCTS, products.product),
     "copy_": moves.copied,
+    "im2col": moves.unfolded,
+    "col2im": moves.unfolded,
+    "glu": elementwise.glu,
     "embedding": products.embedding,
     "convolution": products.convolution,
     "_convolution": products.convolution,

@@ -136,6 +136,14 @@ def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
         c.put(result, folded if result.ndim == folded.ndim else without)
 
 
+def glu(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """One half gates the other: what stands in the same place of both goes together."""
+    shadow = c.shadow(args[0])
+    if shadow is not None:
+        half, gate = shadow.chunk(2, args[1] if len(args) > 1 else -1)
+        c.put(out, met(c, half, gate, out))
+
+
 def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Pooling and resizing: colours along the positions become one."""
     shadow = c.shadow(args[0])
@@ -153,12 +161,14 @@ def norm(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     if shadow is None:
         return
     over_channels = "layer_norm" in name or "rms_norm" in name
-    own = list(range(shadow.ndim - len(args[1]), shadow.ndim)) if over_channels else [1]
-    colours = c.fold(shadow, [d for d in range(shadow.ndim) if d not in own], unite=True)
+    normed = list(range(shadow.ndim - len(args[1]), shadow.ndim)) if over_channels else [1]
+    colours = c.fold(shadow, [d for d in range(shadow.ndim) if d not in normed], unite=True)
     for arg in tensors_in(args[1:]):
         if found := c.leaf(arg):
             c.cut(found[0], colours.reshape(found[1].shape))
             c.elements[found[0]] = c.cuts[found[0]][0]
+        elif (own := c.shadow(arg)) is not None and own.numel() == colours.numel():  # an instance norm's, repeated
+            c.unite(own.reshape(-1), colours.reshape(-1))
     if "group_norm" in name and args[6] > 1:
         c.ties.append(list(colours.reshape(args[6], -1)))
     c.put(result, shadow)

@@ -1,5 +1,6 @@
 """What only moves numbers: the same is done to the shadow."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ SPLITS = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 
 def moved(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """Do to the shadow what is done to the tensor, and note which parts must shrink alike."""
-    tensors = list(tensors_in((args, kwargs)))
+    tensors = tensors_in((args, kwargs))
     moving = tensors
     if name in ("index", "index_select", "gather"):
         moving, places = tensors[:1], tensors[1:]
@@ -99,6 +100,19 @@ def padded(c: Palette, shadow: Tensor, padding: Sequence[int]) -> Tensor:
         if low == high:
             c.ties.append(sides)
     return shadow
+
+
+def unfolded(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
+    """Windows of a picture laid out as columns, (n, channels × places in a window, windows), or back again."""
+    shadow = c.shadow(args[0])
+    if shadow is None:
+        return
+    places = math.prod(args[1] if name == "im2col" else args[2])
+    if name == "im2col":
+        channels = c.fold(shadow, [-2, -1], unite=True)
+        c.put(out, channels.squeeze(-1).repeat_interleave(places, -2).expand(out.shape))
+    else:
+        c.put(out, c.fold(shadow.unflatten(-2, (-1, places)), [-2, -1], unite=True).expand(out.shape))
 
 
 def merged(c: Palette, shadow: Tensor, shape: torch.Size) -> Tensor:

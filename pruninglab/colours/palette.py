@@ -96,35 +96,33 @@ class Palette:
 
     def root(self, colours: Tensor) -> Tensor:
         """What each colour has become after all that has met so far."""
-        now = self._parent[colours.numpy()]
+        return torch.from_numpy(self._roots(colours.numpy()))
+
+    def _roots(self, colours: np.ndarray) -> np.ndarray:
+        now = self._parent[colours]
         while True:
             further = self._parent[now]
             if np.array_equal(further, now):
-                return torch.from_numpy(now)
+                return now
             now = further
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Make colours that stand in the same place one; 0 (none) joins nothing. A head is not a channel."""
         a, b = torch.broadcast_tensors(a, b)
-        a, b = a.reshape(-1), b.reshape(-1)
-        both = (a != 0) & (b != 0) & (a != b)
-        if not both.any():
-            return
-        coded = torch.unique(a[both] * len(self._parent) + b[both])  # a pair as one number
-        pairs = torch.stack([coded // len(self._parent), coded % len(self._parent)], 1)
-        left, right = self._virtual[pairs[:, 0].numpy()], self._virtual[pairs[:, 1].numpy()]
-        mixed = torch.from_numpy(left != right)
-        for x, y in pairs[mixed].tolist():
-            head, member = (x, y) if self._virtual[x] else (y, x)
-            self.members_of_head.append((head, torch.tensor([member])))
-        parent = self._parent
-        for x, y in pairs[~mixed].tolist():
-            while parent[x] != x:
-                parent[x] = x = parent[parent[x]]
-            while parent[y] != y:
-                parent[y] = y = parent[parent[y]]
-            if x != y:
-                parent[max(x, y)] = min(x, y)
+        x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        both = (x != 0) & (y != 0) & (x != y)
+        x, y = x[both], y[both]
+        mixed = self._virtual[x] != self._virtual[y]
+        if mixed.any():
+            for one, other in np.unique(np.stack([x[mixed], y[mixed]], 1), axis=0).tolist():
+                head, member = (one, other) if self._virtual[one] else (other, one)
+                self.members_of_head.append((head, torch.tensor([member])))
+            x, y = x[~mixed], y[~mixed]
+        while len(x):  # the higher root of each pair goes under the lower one, until all pairs have one root
+            x, y = self._roots(x), self._roots(y)
+            differ = x != y
+            x, y = x[differ], y[differ]
+            np.minimum.at(self._parent, np.maximum(x, y), np.minimum(x, y))
 
     def is_head(self, colours: Tensor) -> Tensor:
         return torch.from_numpy(self._virtual[colours.numpy()])
@@ -171,7 +169,7 @@ class Palette:
 
     def leaf(self, tensor: Any) -> tuple[str, Tensor] | None:
         """The parameter or buffer that a tensor is, or is a view of."""
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
             return None
         for name, whole in self._leaves.get(tensor.untyped_storage().data_ptr(), ()):
             offset = tensor.storage_offset() - whole.storage_offset()

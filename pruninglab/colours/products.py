@@ -107,6 +107,8 @@ def product(c: Palette, name: str, out: Tensor, args: Any, kwargs: Any) -> None:
     added = c.shadow(bias)
     if shadow is not None and added is not None:
         c.unite(added.expand(out.shape), shadow)
+    elif shadow is not None and bias is not None and bias.ndim == 1 and c.varying(shadow)[-1:] != [out.ndim - 1]:
+        c.not_zero[out] = True  # each number is one position's, whatever the channel
     elif shadow is not None and bias is not None and bias.ndim == 1:
         add_bias(c, bias, c.fold(shadow, list(range(out.ndim - 1)), unite=True).reshape(-1))
     c.put(out, shadow)
@@ -151,9 +153,12 @@ def weight_of(c: Palette, tensor: Tensor) -> "Weight | None":
 def linear(c: Palette, x: Tensor, weight: "Weight", out: Tensor, width: int) -> Tensor | None:
     """A product with a parameter: its inner dimension takes the colours that come in, its outer one starts new ones."""
     shadow, ndim = c.shadow(x), weight.whole.ndim
+    across = None if shadow is None or width == 1 else c.fold(shadow, [-1])
+    if across is not None and not c.varying(across):
+        across = None
     if weight.inner is not None:
         colours = torch.zeros(weight.whole.shape[weight.inner], dtype=torch.int64)
-        if shadow is not None:
+        if shadow is not None and across is None:
             read = c.fold(shadow, list(range(shadow.ndim - 1)), unite=True).reshape(-1)
             colours[weight.inner_places] = read
             c.cut(weight.name, along(colours, weight.inner, ndim))
@@ -163,11 +168,9 @@ def linear(c: Palette, x: Tensor, weight: "Weight", out: Tensor, width: int) -> 
     if weight.outer is None:
         return None
     mine = c.born(weight.name, weight.outer, weight.whole.shape[weight.outer], ndim)[weight.outer_places]
-    if shadow is not None and width > 1:
-        rows = c.fold(shadow, [-1])
-        if c.varying(rows):  # channels lie along the rows
-            c.freeze(mine, "a layer mixes positions while channels lie across")
-            return rows.expand(out.shape)
+    if across is not None:
+        c.freeze(mine, "a layer mixes positions while channels lie across")
+        return across.expand(out.shape)
     return along(mine, out.ndim - 1, out.ndim)
 
 
@@ -208,11 +211,10 @@ def both_activations(c: Palette, a: Tensor, b: Tensor, out: Tensor) -> Tensor | 
             return None
         values = columns.squeeze(-2).reshape(-1, columns.shape[-1])
         names = rows.amax(-2).reshape(-1)
-        seen: set[int] = set()
-        for i, name in enumerate(names.tolist()):
-            if name and name not in seen:
-                seen.add(name)
-                c.members_of_head.append((name, values[i]))
+        first = {name: i for i, name in reversed(list(enumerate(names.tolist()))) if name}
+        queries = [members for name, members in c.members_of_head if name in first and len(members) > 1]
+        c.ties.append([*queries, *values])  # values are as wide as queries
+        c.members_of_head += [(name, values[i]) for name, i in sorted(first.items(), key=lambda item: item[1])]
         tie_to_stream(c, torch.unique(values, dim=0))
         return columns.expand(shape)
     if rows.any() and not c.is_head(rows).all():
@@ -225,6 +227,9 @@ def tie_to_stream(c: Palette, heads: Tensor) -> None:
     blocks = list(heads)
     for (name, _), colours in c.births.items():
         made_here = bool(((heads >= colours[0]) & (heads <= colours[-1])).any())  # a layer's colours follow each other
-        if made_here and name in c.reads and len(read := colours_of(c.reads[name])):
-            blocks.append(read)
+        if made_here and name in c.reads:
+            read = colours_of(c.reads[name])
+            blocks += [read] if len(read) else []
+            if not len(read) and not c.whole_heads:
+                c.freeze(heads, "attention is as wide as the stream that it reads, which stays,")
     c.ties.append(blocks)

@@ -72,10 +72,9 @@ def check(function: Function, name: str | None = None, *, strictly: bool | None 
     from pruninglab.notebook import answers  # noqa: F401  the exercises make themselves known
 
     task = lookup("exercise", name or function.__name__, EXERCISES)
-    for number, (sentence, test) in enumerate(task.properties, start=1):
-        problem = _problem(function, test)
-        if problem is None:
-            continue
+    failure = first_failure(task, function)
+    if failure is not None:
+        number, sentence, problem = failure
         undone = problem.startswith("NotImplementedError")
         if strictly or (strictly is None and strict() and not undone):
             raise CheckFailed(f"{task.name}: {sentence}: {problem}")
@@ -97,7 +96,16 @@ def check(function: Function, name: str | None = None, *, strictly: bool | None 
     return function
 
 
-def _problem(function: Function, test: Callable[[Function], None]) -> str | None:
+def first_failure(task: Exercise, function: Function) -> tuple[int, str, str] | None:
+    """The first property that a function does not have: its number from 1, its sentence, and what is wrong."""
+    for number, (sentence, test) in enumerate(task.properties, start=1):
+        problem = problem_of(function, test)
+        if problem is not None:
+            return number, sentence, problem
+    return None
+
+
+def problem_of(function: Function, test: Callable[[Function], None]) -> str | None:
     """What is wrong, in words: the property's own message, or the learner's exception with the learner's own line."""
     try:
         test(function)

@@ -7,6 +7,7 @@ The page carries the keys too, so that it can tell which of its sections are of 
 
 import json
 import re
+import subprocess
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,16 +46,34 @@ Cells = list[dict[str, Any]]
 def write(page: Path = PAGE, store: Path = STORE) -> dict[str, Result]:
     """Run every chapter, in full, that was not run with this source and this code; then write the page of all.
 
-    Chapters run one after another, since some of them measure time. A chapter that fails is on the page too, and is
-    run again the next time.
+    A chapter that fails is on the page too, and is run again the next time.
 
     Args:
         page: the Markdown file to write.
         store: the folder for what came of each chapter, and for the executed copies.
 
     Returns:
-        For each chapter, by the name of its file: `key`, `date`, `seconds`, `error` ("" if it ran through), and
-        `claims` (what each call of `claim` recorded).
+        What `run` returns.
+
+    Raises:
+        FileNotFoundError: the book is not there, as in an installation without the checkout.
+    """
+    results = run(store)
+    page.write_text(text_of(results), encoding="utf-8")
+    return results
+
+
+def run(store: Path = STORE, parameters: dict[str, Any] | None = None, *, copies: bool = False) -> dict[str, Result]:
+    """Run the chapters that were not run with this source and this code; one after another, as some measure time.
+
+    Args:
+        store: the folder for what came of each chapter, and for the executed copies; one for each set of parameters.
+        parameters: for the chapters, such as `{"fast": True}`.
+        copies: whether a chapter is run again if nothing but its executed copy is missing.
+
+    Returns:
+        For each chapter, by the name of its file: `key`, `date`, `seconds`, `error` ("" if it ran through), `commit`
+        (of the project, if git knows it), and `claims` (what each call of `claim` recorded).
 
     Raises:
         FileNotFoundError: the book is not there, as in an installation without the checkout.
@@ -64,17 +83,31 @@ def write(page: Path = PAGE, store: Path = STORE) -> dict[str, Result]:
         for chapter in bar:
             bar.set_description(chapter.path.stem)
             now = key(chapter.path)
-            file = store / f"{chapter.path.stem}-{now}.json"
-            result = _load(file, now, chapter.path)
-            if result is None or result["error"]:
-                result = _run(chapter.path, store / chapter.path.name) | {"key": now}
+            result = found(chapter, store)
+            if result is None or result["error"] or (copies and not executed(chapter, store).exists()):
+                result = _run(chapter.path, executed(chapter, store), parameters) | {"key": now}
                 if key(chapter.path) != now:
                     result["error"] = "its source, or the code, was changed while it ran"
-                with atomic(file) as temporary:
+                with atomic(store / f"{chapter.path.stem}-{now}.json") as temporary:
                     temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
             results[chapter.path.stem] = result
-    page.write_text(_page({c.path.stem: _section(c, results[c.path.stem]) for c in _written()}), encoding="utf-8")
     return results
+
+
+def found(chapter: Chapter, store: Path = STORE) -> Result | None:
+    """What came of a chapter when it was run with this source and this code; None if it was not."""
+    now = key(chapter.path)
+    return _load(store / f"{chapter.path.stem}-{now}.json", now, chapter.path)
+
+
+def executed(chapter: Chapter, store: Path = STORE) -> Path:
+    """Where the executed copy of a chapter with this source and this code is, or will be."""
+    return store / f"{chapter.path.stem}-{key(chapter.path)}.ipynb"
+
+
+def text_of(results: dict[str, Result]) -> str:
+    """The page, from what came of each chapter; a chapter that is not in there was not run yet."""
+    return _page({c.path.stem: _section(c, results.get(c.path.stem)) for c in _written()})
 
 
 def check(page: Path = PAGE) -> list[str]:
@@ -98,7 +131,7 @@ def marked(text: str) -> str:
         section = found.get(name, "").replace(STALE, "")
         of = re.search(r"<!-- chapter: \S+, key: (\S+) -->\n", section)
         if of is None:
-            new[name] = f"<!-- chapter: {name} -->\n{NOT_RUN}"
+            new[name] = _section(chapter, None)
         elif of[1] == key(chapter.path):
             new[name] = section
         else:
@@ -153,19 +186,29 @@ def _cells(path: Path) -> Cells:
 # ── running ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _run(path: Path, copy: Path) -> Result:
+def _run(path: Path, copy: Path, parameters: dict[str, Any] | None) -> Result:
     """Run a chapter, and collect what it claims."""
     start, error = datetime.now(UTC), ""
     with TemporaryDirectory() as folder:
         recorded = Path(folder) / "claims.jsonl"
         try:
-            book.run(path, copy, strict=False, claims=recorded)
+            book.run(path, copy, parameters, strict=False, claims=recorded)
         except Exception as problem:  # a cell failed, or the kernel died: the page says so, and the others go on
             error = book.failure(problem)
         lines = recorded.read_text(encoding="utf-8").split("\n")[:-1] if recorded.exists() else []
     seconds = round((datetime.now(UTC) - start).total_seconds(), 1)
     claims = [json.loads(line) for line in lines]
-    return {"date": start.date().isoformat(), "seconds": seconds, "error": error, "claims": claims}
+    made = {"date": start.date().isoformat(), "seconds": seconds, "error": error, "commit": _commit()}
+    return made | {"claims": claims}
+
+
+def _commit() -> str:
+    """What git calls the project as it is now, "-dirty" if something is not committed; "" if git does not know."""
+    try:
+        asked = ["git", "-C", str(BOOK.parent), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _load(file: Path, now: str, chapter: Path) -> Result | None:
@@ -199,14 +242,16 @@ def _sections(text: str) -> dict[str, str]:
     return {name: body for body, name in found}
 
 
-def _section(chapter: Chapter, result: Result) -> str:
+def _section(chapter: Chapter, result: Result | None) -> str:
+    if result is None:
+        return f"<!-- chapter: {chapter.path.stem} -->\n{NOT_RUN}"
     verdicts = Counter(dict.fromkeys((HOLDS, FAILS, OPEN), 0))
     verdicts.update(claim["verdict"] for claim in result["claims"])
     lines = [f"<!-- chapter: {chapter.path.stem}, key: {result['key']} -->"]
     cells = _cells(chapter.path)
     lines += [f"Run on {result['date']}, {result['seconds']:.0f} seconds. {_counted(verdicts)}", *_tasks(cells), ""]
     if result["error"]:
-        lines += [f"**The chapter failed**, and what it claims from there on is missing: {_plain(result['error'])}", ""]
+        lines += [f"**The chapter failed**, and what it claims from there on is missing: {plain(result['error'])}", ""]
     if result["claims"]:
         lines += ["| claim | source | measured | seeds | verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
         lines += _rows(result["claims"], cells)
@@ -229,10 +274,10 @@ def _rows(claims: list[dict[str, Any]], cells: Cells) -> list[str]:
         "| "
         + " | ".join(
             [
-                _plain(claim["sentence"]),
-                _plain(claim["source"]) or _cited(claim, cells) or "this book",
-                _plain(f"{effect(claim)} (claimed: {claimed(claim)})"),
-                _plain(count(claim)),
+                plain(claim["sentence"]),
+                plain(claim["source"]) or _cited(claim, cells) or "this book",
+                plain(f"{effect(claim)} (claimed: {claimed(claim)})"),
+                plain(count(claim)),
                 f"{SIGNS[claim['verdict']]} {claim['verdict']}",
                 _why(claim, cells),
             ]
@@ -242,7 +287,7 @@ def _rows(claims: list[dict[str, Any]], cells: Cells) -> list[str]:
     ]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text as it is, on one line of a Markdown table: nothing in it is taken for Markdown, HTML or mathematics."""
     text = re.sub(r"[\\`*_{}\[\]#|~!]", r"\\\g<0>", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "<span>$</span>")
@@ -264,7 +309,7 @@ def _cited(claim: dict[str, Any], cells: Cells) -> str:
         text = "".join(cell["source"])
         *_, start = [0, *(heading.start() for heading in re.finditer(r"^#+ ", text, re.M))]
         if found := list(dict.fromkeys(" ".join(match) for match in CITATION.findall(text[start:]))):
-            return f"*cf.* {_plain('; '.join(found))}"
+            return f"*cf.* {plain('; '.join(found))}"
         if re.search(r"^#+ ", text, re.M):
             break
     return ""
@@ -277,7 +322,7 @@ def _why(claim: dict[str, Any], cells: Cells) -> str:
     if claim["verdict"] == HOLDS:
         return ""
     if claim["why"]:
-        return _plain(claim["why"])
+        return plain(claim["why"])
     after = cells[_index(claim, cells) :]
     text = next(("".join(cell["source"]) for cell in after if cell["cell_type"] == "markdown"), "#")
     first = " ".join(text.split("\n\n")[0].split()).replace("|", r"\|")

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 
 from pruninglab import book
+from pruninglab.notebook import answers  # noqa: F401  makes the exercises known
+from pruninglab.notebook.exercises import EXERCISES
 
 WRITTEN = [chapter for chapter in book.chapters() if chapter.path.exists()]
 chapters = pytest.mark.parametrize("chapter", WRITTEN, ids=lambda chapter: chapter.path.stem)
@@ -89,7 +91,20 @@ def test_each_exercise_has_three_hints_and_a_folded_solution(chapter):
     markdown = "\n".join(cell.source for cell in cells(chapter, "markdown"))
     for number in (1, 2, 3):
         assert len(re.findall(rf"<summary>Hint {number}", markdown)) == len(exercises)
-    assert len(re.findall(r"> \*\*\d+ minutes · (easy|medium|hard) · why it matters:\*\*", markdown)) == len(exercises)
+    minutes = re.findall(r"> \*\*(\d+) minutes · (?:easy|medium|hard) · why it matters:\*\* \S", markdown)
+    assert len(minutes) == len(exercises)
+    told = re.search(r" · (\d+) exercises? \((\d+) minutes\) · level: ", cells(chapter)[0].source)
+    assert (int(told[1]), int(told[2])) == (len(exercises), sum(map(int, minutes)))
+
+
+@chapters
+def test_each_exercise_has_a_check_of_its_own_that_tries_the_solution_too(chapter):
+    names = [re.search(r"^def (\w+)", cell.source, re.M)[1] for cell in tagged(chapter, "exercise")]
+    assert set(names) <= set(EXERCISES)
+    for name, cell in zip(names, tagged(chapter, "exercise"), strict=True):
+        assert cell.source.endswith(f"{name} = check({name})")
+    checked = [re.findall(r'check\(solution, "(\w+)"\)', cell.source) for cell in tagged(chapter, "solution")]
+    assert checked == [[name] for name in names]
 
 
 @chapters

@@ -1,0 +1,204 @@
+"""Grading what somebody handed in, by the names of its functions, however damaged the notebook is.
+
+Cells may be missing, doubled, in another order or broken. Of what is handed in, only the definitions are run that an
+exercise needs (`grading_worker`), in a process of its own that is ended when its time is up. The questions come from a
+notebook of ours: a chapter, whose exercises are in `answers`, or a graded lab, whose tests are its cells with points.
+"""
+
+import ast
+import json
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruninglab.book import BOOK, chapters
+from pruninglab.notebook.versions import tagged
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from nbformat import NotebookNode
+
+LABS = BOOK / "labs" / "source"
+STARTING = 120  # seconds that a fresh process may take to import everything, on a busy machine
+NOT_GRADED = "not graded"
+COLUMNS = ["notebook", "exercise", "result", "points", "of", "problem"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A function to write: its name, and for a lab the tests, each with its points and its code."""
+
+    name: str
+    tests: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def points(self) -> float:
+        """What it is worth; 1 in a chapter."""
+        return sum(points for points, _ in self.tests) if self.tests else 1.0
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What came of one question. `problem` is the first property that does not hold."""
+
+    exercise: str
+    result: str
+    points: float = 0.0
+    of: float = 1.0
+    problem: str = ""
+
+
+def cells_of(notebook: "NotebookNode") -> list[str]:
+    """The code cells' sources, in order."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@cache
+def questions(path: Path) -> tuple[Question, ...]:
+    """The functions to write in one of our notebooks, a chapter or a lab's source.
+
+    Raises:
+        ValueError: it has none. OSError: it cannot be read.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    found = tuple(Question(name) for cell in tagged(notebook, "exercise") for name in _defined(cell.source))
+    tests = [cell for cell in code if _marks(cell) >= {"grade", "locked"}]
+    for name in (name for cell in code if "solution" in _marks(cell) for name in _defined(cell.source)):
+        own = [cell for cell in tests if re.search(rf"\b{name}\(", cell.source)]
+        points = [float(cell.metadata["nbgrader"]["points"]) for cell in own]
+        found += (Question(name, tuple(zip(points, (cell.source for cell in own), strict=True))),)
+    if not found:
+        raise ValueError(f"{str(path)!r} has no exercise: no cell with the tag exercise, and no cell with points")
+    return found
+
+
+def belongs_to(notebook: "NotebookNode") -> Path:
+    """The chapter or lab that a notebook is of: the one most of whose functions are named in it.
+
+    Raises:
+        ValueError: none is, or it cannot be told which.
+    """
+    words = set(re.findall(r"\w+", "\n".join(cells_of(notebook))))
+    ours = [chapter.path for chapter in chapters() if chapter.path.exists()] + sorted(LABS.glob("*/*.ipynb"))
+    counts = {path: sum(question.name in words for question in questions(path)) for path in ours}
+    best = [path for path in ours if counts[path] == max(counts.values())]
+    if not max(counts.values()):
+        raise ValueError("no function of any chapter or lab is named in it; say with --of which it is of")
+    if len(best) > 1:
+        names = ", ".join(path.stem for path in best)
+        raise ValueError(f"it may be of {names}; say with --of which")
+    return best[0]
+
+
+def grade(paths: Sequence[Path], *, of: Path | None = None, time_limit: float = 30.0) -> "pd.DataFrame":
+    """Grade notebooks that were handed in; a row for each exercise of each, and one for each that cannot be read.
+
+    They are code, which runs with the rights of whoever calls this.
+
+    Args:
+        paths: the notebooks.
+        of: the chapter, or the source of the lab, that they are of; found out for each by default.
+        time_limit: seconds for each exercise.
+
+    Raises:
+        ValueError: `of` has no exercise. OSError: `of` cannot be read.
+    """
+    import pandas as pd
+
+    if of is not None:
+        questions(of)
+    rows = [asdict(one) | {"notebook": str(path)} for path in paths for one in _grade(path, of, time_limit)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def as_text(table: "pd.DataFrame") -> str:
+    """What `grade` gives, to be read: a row for each exercise, then each notebook's points."""
+    from tabulate import tabulate
+
+    shown = table.astype({"points": str, "of": str})
+    rows = tabulate(shown, headers="keys", showindex=False, tablefmt="plain", maxcolwidths=[None] * 5 + [70])
+    sums = table.groupby("notebook", sort=False)[["points", "of"]].sum()
+    return "\n".join([rows, "", *(f"{row.Index}: {row.points:g} of {row.of:g} points" for row in sums.itertuples())])
+
+
+def _grade(path: Path, of: Path | None, time_limit: float) -> Iterator[Grade]:
+    """The grades of one notebook, one after the other."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        master = of or belongs_to(notebook)
+        cells = [(f"code cell {number}", cell) for number, cell in enumerate(cells_of(notebook), start=1)]
+    except Exception as error:  # a file may be broken in any way
+        reason = " ".join(str(error).split())[:200] if isinstance(error, ValueError | OSError) else repr(error)[:200]
+        yield Grade("(all)", NOT_GRADED, 0.0, 0.0, f"{type(error).__name__}: {reason}")
+        return
+    cells = [("a cell that was given", cell) for cell in given(master)] + cells
+    waiting = list(questions(master))
+    while waiting:  # a process that had to be ended is followed by another one
+        for one in _in_a_process(cells, waiting, time_limit):
+            question = waiting.pop(0)
+            yield replace(one, exercise=question.name, of=question.points)
+
+
+def _in_a_process(cells: list[tuple[str, str]], waiting: list[Question], time_limit: float) -> Iterator[Grade]:
+    """The grades of the questions, in order, until time is up for one or it ends the process."""
+    from pruninglab.notebook.grading_worker import work
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, cells, [asdict(question) for question in waiting]))
+    process.start()
+    theirs.close()
+    try:
+        for number, limit in enumerate([STARTING, *(time_limit for _ in waiting)]):
+            if not ours.poll(limit):
+                yield Grade("", "time limit", problem=f"it took longer than {limit:g} s")
+                return
+            message = ours.recv_bytes()
+            if number:  # the first says that it is ready
+                yield Grade(**json.loads(message))
+    except EOFError:
+        yield Grade("", "wrong", problem="it ended the process that it ran in, or memory ran out")
+    finally:
+        _end(process)
+
+
+def _end(process: multiprocessing.process.BaseProcess) -> None:
+    """End a process, and with it the processes that it started."""
+    if process.pid is not None and hasattr(os, "killpg"):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it ended before, or has not made its group yet
+            process.kill()
+    else:
+        process.kill()
+    process.join()
+
+
+def given(path: Path) -> list[str]:
+    """The code cells that our notebook gives: what learners have deleted of them is there all the same."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    asked = {cell.id for tag in ("exercise", "solution") for cell in tagged(notebook, tag)}
+    asked |= {cell.id for cell in notebook.cells if {"grade", "solution"} & _marks(cell)}
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.id not in asked]
+
+
+def _marks(cell: "NotebookNode") -> set[str]:
+    """What nbgrader's metadata say that a cell is: of `grade`, `solution`, `locked`, `task`."""
+    return {name for name, value in cell.metadata.get("nbgrader", {}).items() if value is True}
+
+
+def _defined(source: str) -> list[str]:
+    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
