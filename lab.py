@@ -3,8 +3,8 @@
     python -m lab            set up if need be, and open JupyterLab on the book
     python -m lab test       set up if need be, and pass the tests (--slow: the slow ones too)
     python -m lab test-browser
-                             the same, and pass the tests that drive JupyterLab in the system's Chromium, about
-                             half an hour (--fast: two chapters only); their pictures are in build/screenshots
+                             the same, and pass the tests that drive JupyterLab in the system's Chromium, about half
+                             an hour (--fast: chapter 0 and each kind of widget); pictures go to build/screenshots
     python -m lab book       set up if need be, and run every chapter into build/book (--fast: in a quick version)
     python -m lab ledger     set up if need be, and test every claim of the book anew into book/ledger.md, about
                              20 minutes the first time (--check: only mark there what is of another version)
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", default="open", choices=choices)
     parser.add_argument("--slow", action="store_true", help="test: the slow tests too")
     parser.add_argument(
-        "--fast", action="store_true", help="book, site: with fewer seeds and steps; test-browser: two chapters"
+        "--fast", action="store_true", help="book, site: with fewer seeds and steps; test-browser: two minutes of it"
     )
     parser.add_argument(
         "--no-browser", action="store_true", help="open: print the address instead of opening a browser"

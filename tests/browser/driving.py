@@ -17,8 +17,6 @@ from pathlib import Path
 
 STARTING, RUNNING = 120, 1800  # seconds: busy machines are slow
 HERE = Path(__file__).parent
-# What JupyterLab itself may complain about. Each must be the whole text.
-KNOWN = ()
 WATCH = """
 window.seen = [];
 const find = () => {
@@ -100,7 +98,7 @@ class Notebook:
     """
 
     def __init__(self, page, errors, address, token, name):
-        self.page, self._errors, self.stem = page, errors, name.removesuffix(".ipynb")
+        self.page, self.errors, self.stem = page, errors, name.removesuffix(".ipynb")
         errors.clear()
         page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
         page.wait_for_function(
@@ -110,11 +108,6 @@ class Notebook:
             "jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'",
             timeout=1e3 * STARTING,
         )
-
-    @property
-    def errors(self):
-        """Errors of the console that JupyterLab is not known to make itself."""
-        return [text for text in self._errors if text not in KNOWN]
 
     @property
     def interruptions(self):

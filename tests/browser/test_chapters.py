@@ -1,6 +1,6 @@
 """Every chapter in JupyterLab, as a reader has it: run to the end, its widgets moved, and read in both themes.
 
-Chapter 0 in full and chapter 1 in its quick version are tested always; the others, quick too, are slow.
+Chapter 0 is run in full; the others in their quick version, and are slow (their kinds of widgets: `test_kinds.py`).
 """
 
 import pytest
@@ -10,18 +10,17 @@ from moving import SLOW, move, pick
 from pruninglab import book
 
 pytestmark = pytest.mark.browser
-QUICK = (0, 1)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def parameters(chapter):
-    return {} if chapter.number == 0 else {"fast": True}
+    return {"fast": True} if chapter.number else {}
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(chapter, id=chapter.path.stem, marks=() if chapter.number in QUICK else pytest.mark.slow)
+        pytest.param(chapter, id=chapter.path.stem, marks=pytest.mark.slow if chapter.number else ())
         for chapter in book.chapters()
     ],
 )
@@ -78,7 +77,8 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
             continue
         area.screenshot(path=screenshots / f"{chapter.stem}-{cells[i]['id']}-before.png")
         if i in predictions:
-            reveal = next(j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"])
+            reveal = next((j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"]), None)
+            assert reveal is not None, "no cell shows the prediction beside the measurement"
             for number, by in ((1, "keyboard"), (0, "mouse")):
                 words = pick(chapter.show(i), number, by)
                 chapter.run(reveal)
