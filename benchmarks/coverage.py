@@ -1,4 +1,4 @@
-"""Half of the channels cut out of every classification network of torchvision, and of six classes of transformers.
+"""Half of the channels cut out of every classification network of torchvision, and of seven classes of transformers.
 
     python benchmarks/coverage.py                       # all: about an hour; the table goes to results/coverage.md
     python benchmarks/coverage.py resnet18 llama swin_t # some: the table is only printed
@@ -72,9 +72,14 @@ def qwen3() -> nn.Module:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=WORDS, n_embd=64, n_layer=2, n_head=4, n_positions=32, use_cache=False)
-    )
+    return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, n_embd=64, n_layer=2, n_head=4, n_positions=32))
+
+
+def opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    small = {"vocab_size": WORDS, "hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64}
+    return OPTForCausalLM(OPTConfig(**small, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32))
 
 
 def bert() -> nn.Module:
@@ -88,7 +93,7 @@ def t5() -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
     small = {"vocab_size": WORDS, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**small, use_cache=False))
+    return T5ForConditionalGeneration(T5Config(**small))
 
 
 def vit() -> nn.Module:
@@ -100,9 +105,9 @@ def vit() -> nn.Module:
 
 DECODER = {
     "vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {f.__name__: f for f in (llama, qwen3, gpt2, bert, t5, vit)}
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {f.__name__: f for f in (llama, qwen3, gpt2, opt, bert, t5, vit)}
 
 
 def inputs(name: str, batch: int) -> Inputs:

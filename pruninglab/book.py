@@ -21,7 +21,7 @@ BOOK = PACKAGE.parent / "book"
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter: number, title, the answer it gives in one sentence, and its notebook (which may be yet to come)."""
+    """A chapter: number, title, the answer it gives in one sentence, and its notebook."""
 
     number: int
     title: str
@@ -45,11 +45,23 @@ _TABLE = (
 
 
 def chapters() -> list[Chapter]:
-    """All chapters in order, those yet to come too."""
+    """All chapters in order."""
     return [
         Chapter(number, title, answer, BOOK / f"{number:02}_{name}.ipynb")
         for number, (name, title, answer) in enumerate(_TABLE)
     ]
+
+
+def written() -> list[Chapter]:
+    """The chapters whose notebooks are there.
+
+    Raises:
+        FileNotFoundError: none is, as in an installation without the checkout.
+    """
+    there = [chapter for chapter in chapters() if chapter.path.exists()]
+    if not there:
+        raise FileNotFoundError(f"there are no chapters in {BOOK}; this needs a checkout of the project")
+    return there
 
 
 def run(
@@ -104,7 +116,7 @@ def run_all(out: Path, parameters: dict[str, Any] | None = None) -> "pd.DataFram
     from papermill import PapermillExecutionError
 
     rows = []
-    with progress([chapter for chapter in chapters() if chapter.path.exists()], unit="chapter", delay=0) as bar:
+    with progress(written(), unit="chapter", delay=0) as bar:
         for chapter in bar:
             bar.set_description(chapter.path.stem)
             start = time.perf_counter()

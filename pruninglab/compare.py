@@ -8,7 +8,7 @@ who wants to choose has the column `validation`.
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -126,10 +126,10 @@ def compare(
     for name, some in zip(ANSWERS, given, strict=True):
         if not some:
             raise ValueError(f"{name} is an empty list: give one answer or a list of some")
-    settings = list(product(*given))
+    settings = dict(zip(product(*(range(len(some)) for some in given)), product(*given), strict=True))
     homes: dict[str, Task] = {}
     runs: Runs = {}
-    for place, answers in enumerate(settings):
+    for place, answers in settings.items():
         own_levels, shared = _checked(answers, levels, common)
         home = shared["task"]
         if homes.setdefault(home.name, home) is not home:
@@ -143,7 +143,7 @@ def compare(
     found = _found(fit, n_jobs, cache)
 
     rows = []
-    for place, answers in enumerate(settings):
+    for place, answers in settings.items():
         names = dict(zip(ANSWERS, map(label, answers), strict=True)) | {"task": tasks.find(answers[0]).name}
         rows += [names | {"criterion": "dense"} | dense[names["task"], seed] for seed in which]
         for there, run in runs.items():
@@ -248,32 +248,26 @@ def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
 
 def _results(runs: Runs, n_jobs: int | None) -> Iterator[tuple[Any, Row]]:
     """Rows as they come, in any order. Runs that differ in their seed alone go side by side, for they train alike."""
-    alike: dict[Any, Runs] = {}
+    alike: dict[Any, dict[int, Runs]] = {}  # by seed, and of each seed those that differ in their recovery alone
     for place, run in runs.items():
-        setting, _, *rest = place
-        alike.setdefault((setting, *rest), {})[place] = run
-    groups = [part for group in alike.values() for part in _parts(group)]
-    if workers(n_jobs) == 1 or len(groups) < 2:
-        for group in groups:
-            yield from zip(group, together(_jobs(group)), strict=True)
-        return
-    for rows in spread(_elsewhere, groups, n_jobs):
+        (*answers, _), seed, level, i = place
+        alike.setdefault((*answers, level, i), {}).setdefault(seed, {})[place] = run
+    parts = [part for group in alike.values() for part in _parts(list(group.values()))]
+    here = workers(n_jobs) == 1 or len(parts) < 2
+    for rows in map(_side_by_side, parts) if here else spread(_side_by_side, parts, n_jobs):
         yield from rows.items()
 
 
-def _elsewhere(group: Runs) -> dict[Any, Row]:
-    for run in group.values():
-        STATISTICS.update(run.statistics)
-    return dict(zip(group, together(_jobs(group)), strict=True))
+def _side_by_side(part: Sequence[Runs]) -> dict[Any, Row]:
+    for runs in part:
+        for run in runs.values():
+            STATISTICS.update(run.statistics)  # of another process
+    found = together([partial(do, list(runs.values())) for runs in part])
+    return {place: row for runs, rows in zip(part, found, strict=True) for place, row in zip(runs, rows, strict=True)}
 
 
-def _jobs(group: Runs) -> list[partial[Row]]:
-    return [partial(do, run) for run in group.values()]
-
-
-def _parts(runs: Runs) -> Iterator[Runs]:
-    """Runs that train, several at a time; others one by one, so that an interruption loses less."""
-    places = list(runs)
-    trains = any(run.recovery is not None or run.schedule is not one_shot for run in runs.values())
+def _parts(group: list[Runs]) -> Iterator[list[Runs]]:
+    """Seeds whose runs train, several at a time; others one by one, so that an interruption loses less."""
+    trains = any(run.recovery is not None or run.schedule is not one_shot for runs in group for run in runs.values())
     n = SIDE_BY_SIDE if trains else 1
-    return ({place: runs[place] for place in places[i : i + n]} for i in range(0, len(places), n))
+    return (group[i : i + n] for i in range(0, len(group), n))

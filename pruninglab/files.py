@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent
-TELLING = {"notebook", "cli.py", "doctor.py", "listings.py"}  # show results, and change none
+TELLING = {"notebook", "book.py", "cli.py", "doctor.py", "listings.py"}  # show results, and change none
 
 
 def data_dir() -> Path:

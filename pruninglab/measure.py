@@ -321,7 +321,9 @@ def accuracy(model: nn.Module, task: Task, split: str = "test") -> tuple[float, 
 def report(
     model: nn.Module, task: Task, *, split: str = "test", threads: int = 1, metrics: Iterable[str] = ()
 ) -> "pd.DataFrame":
-    """All of the above in one row; put rows together with `pandas.concat`. FLOPs and latency are for one input.
+    """Sparsity, size, work, time and accuracy of a model in one row; put rows together with `pandas.concat`.
+
+    FLOPs and latency are for one input.
 
     `metrics` are names in `METRICS` ("corrupted", "worst_class", …), each of which becomes a column.
     """

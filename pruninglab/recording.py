@@ -108,6 +108,11 @@ class Recorder:
         """What was asked for of this batch; several calls of one weight count as positions of a sample."""
         calls, self.calls = self.calls, []
         taken: dict[str, Any] = {}
+        if samples > 1 and needs & {"output_grads", *MAPS} and getattr(self.layer, "routed", False):
+            raise ValueError(
+                f"{self.name} is of an expert, which sees tokens of all {samples} samples of a batch mixed: what is of "
+                "single samples needs batches of one sample, such as data=list(zip(x.split(1), y.split(1)))"
+            )
         if needs & {"inputs", "output_grads"}:
             taken |= self._rows(calls, samples, needs)
         if needs & MAPS:

@@ -1,7 +1,8 @@
 """One run: a trained network is pruned by one answer to each of the five questions, recovers, and is measured."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -57,13 +58,18 @@ class Run:
         return fingerprint((code_version(), torch.__version__, vars(self) | {"task": self.task.parts(), "limit": None}))
 
 
-def do(run: Run) -> Row:
-    """Do one run. What goes wrong in it is told in the row's `note`, and its numbers are NaN."""
+def do(runs: Sequence[Run]) -> list[Row]:
+    """Do runs that differ in their recovery alone: the network is pruned once, and recovers in each of their ways.
+
+    What goes wrong in a run is told in its row's `note`, and its numbers are NaN.
+    """
     try:
-        return _done(run)
+        model, masks, found = _pruned(runs[0])
     except Exception as error:
-        note = f"{type(error).__name__}: {error}".splitlines()[0]
-        return {"sparsity": run.sparsity, "seed": run.seed} | failed(run.metrics, note)
+        return [_lost(run, error) for run in runs]
+    if len(runs) == 1:
+        return [_recovered(runs[0], model, masks, found)]
+    return [_recovered(run, *copy.deepcopy((model, masks)), found) for run in runs]
 
 
 def failed(metrics: dict[str, Metric], note: str) -> Row:
@@ -80,7 +86,8 @@ def measured(model: nn.Module, task: Task, metrics: dict[str, Metric], known: fl
     return {"accuracy": task.accuracy(model) if known is None else known, "validation": validation} | values
 
 
-def _done(run: Run) -> Row:
+def _pruned(run: Run) -> tuple[nn.Module, Masks, Row]:
+    """The pruned network, its masks, and what is known of it before it recovers."""
     task = run.task
     model = task.trained(run.seed)
     initial = task.model(run.seed) if "initial_weight" in run.statistics else None
@@ -118,22 +125,27 @@ def _done(run: Run) -> Row:
     start = clock()
     with quietly():
         masks = run.schedule(run.sparsity, prune_to, train)
-    pruned = clock()
-    row = {"sparsity": run.sparsity, "achieved": masks.sparsity()}
-    before = task.accuracy(model)
-    after: float | None = before
-    row |= {"seed": run.seed, "accuracy_before": before}
-    steps, began = train.spent, clock()
-    if run.recovery is not None:
-        steps += run.recovery(model, masks, task, seed=run.seed)
-        after = None
-    seconds = clock() - began
-    return (
-        row
-        | measured(model, task, run.metrics, after)
-        | {"seconds_pruning": pruned - start, "seconds_recovery": seconds, "steps": steps}
-        | {"forward_passes": forward_passes, "note": ALIKE if alike and all(alike) else ""}
-    )
+    found: Row = {"achieved": masks.sparsity(), "seconds_pruning": clock() - start, "steps": train.spent}
+    found |= {"forward_passes": forward_passes, "note": ALIKE if alike and all(alike) else ""}
+    return model, masks, found | {"accuracy_before": task.accuracy(model)}
+
+
+def _recovered(run: Run, model: nn.Module, masks: Masks, found: Row) -> Row:
+    """The row of a run, whose network recovers, if it does at all, and is measured."""
+    steps, start = 0, clock()
+    try:
+        if run.recovery is not None:
+            steps = run.recovery(model, masks, run.task, seed=run.seed)
+        seconds, known = clock() - start, found["accuracy_before"] if run.recovery is None else None
+        row = {"sparsity": run.sparsity, "seed": run.seed} | found | measured(model, run.task, run.metrics, known)
+    except Exception as error:
+        return _lost(run, error)
+    return row | {"seconds_recovery": seconds, "steps": found["steps"] + steps}
+
+
+def _lost(run: Run, error: Exception) -> Row:
+    note = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"sparsity": run.sparsity, "seed": run.seed} | failed(run.metrics, note)
 
 
 def _watched(criterion: Criterion, alike: list[bool]) -> Callable[..., Any]:

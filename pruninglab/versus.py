@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pruninglab.compare import ANSWERS
 from pruninglab.metrics import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SETTING = ("task", "unit", "allocation", "schedule", "recovery", "sparsity")
+SETTING = (*ANSWERS, "sparsity")
 BETTER, WORSE, OPEN = "better", "worse", "cannot be told"
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, a data folder of their own, and a task that trains in a blink."""
+"""What all tests share: one thread, a seed, a data folder of their own, and a task that trains in a blink."""
 
 import os
 import tempfile
@@ -12,6 +12,7 @@ from pruninglab.statistics import STATISTICS
 from pruninglab.tasks import Task, models
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # of what test files draw as they are read
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +27,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if folder is not None:
         os.environ.pop("PRUNINGLAB_DATA", None)
         folder.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """What a test draws is the same each time, also where it sets no seed."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.models import MaxVit, SwinTransformer, VisionTransformer
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from pruninglab import prune
 from pruninglab.batches import call
@@ -58,6 +59,11 @@ def by_name(name: str, **options):
     return lambda: torchvision.models.get_model(name, weights=None, **options)
 
 
+def _swin_v2():
+    later = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    return SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=10, **later)
+
+
 VISION = {
     "resnet18": (by_name("resnet18"), 32),
     "resnext50_32x4d": (by_name("resnext50_32x4d"), 32),
@@ -72,6 +78,7 @@ VISION = {
     "convnext_tiny": (by_name("convnext_tiny"), 32),
     "vision transformer": (lambda: VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10), 32),
     "swin": (lambda: SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=10), 32),
+    "swin v2": (_swin_v2, 32),
     "maxvit": (lambda: MaxVit((64, 64), 16, 4, [16, 32], [1, 2], 8, 0.0, num_classes=10), 64),
 }
 
@@ -98,8 +105,14 @@ def _qwen3(t):
 
 def _gpt2(t):
     small = {"vocab_size": WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
-    config = t.GPT2Config(**small, use_cache=False, bos_token_id=0, eos_token_id=0)
+    config = t.GPT2Config(**small, bos_token_id=0, eos_token_id=0)
     return t.GPT2LMHeadModel(config)
+
+
+def _opt(t):
+    small = {"vocab_size": WORDS, "hidden_size": 32, "ffn_dim": 64, "word_embed_proj_dim": 32}
+    more = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
+    return t.OPTForCausalLM(t.OPTConfig(**small, **more))
 
 
 def _bert(t):
@@ -110,7 +123,7 @@ def _bert(t):
 
 def _t5(t):
     small = {"vocab_size": WORDS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    config = t.T5Config(**small, use_cache=False)
+    config = t.T5Config(**small)
     return t.T5ForConditionalGeneration(config)
 
 
@@ -122,9 +135,9 @@ def _vit(t):
 
 DECODER = {
     "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-LANGUAGE = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2, "bert": _bert, "t5": _t5, "vit": _vit}
+LANGUAGE = {"llama": _llama, "qwen3": _qwen3, "gpt2": _gpt2, "opt": _opt, "bert": _bert, "t5": _t5, "vit": _vit}
 
 
 def language(name: str) -> tuple[nn.Module, Mapping[str, Tensor]]:

@@ -139,11 +139,11 @@ def test_a_function_reaches_other_processes(scores, tmp_path):
 def test_what_was_interrupted_goes_on(capsys, monkeypatch):
     true, done = runs.do, []
 
-    def do(run):
+    def do(some):
         if len(done) == 4:
             raise KeyboardInterrupt
-        done.append(run)
-        return true(run)
+        done.extend(some)
+        return true(some)
 
     module = sys.modules["pruninglab.compare"]
     with monkeypatch.context() as patch:
@@ -151,7 +151,7 @@ def test_what_was_interrupted_goes_on(capsys, monkeypatch):
         assert main(["compare", *QUICK]) == 130
     assert "Run the same command again: it goes on where it stopped." in capsys.readouterr().err
     rest = []
-    monkeypatch.setattr(module, "do", lambda run: rest.append(run) or true(run))
+    monkeypatch.setattr(module, "do", lambda some: rest.extend(some) or true(some))
     assert main(["compare", *QUICK]) == 0
     assert len(rest) == len(BASELINES) * 2 * 3 - 4
     monkeypatch.setattr(module, "do", do)

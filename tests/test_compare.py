@@ -49,7 +49,7 @@ def _own_cache(data_folder):
 def runs(monkeypatch):
     """The runs that are really done."""
     done, true = [], module.do
-    monkeypatch.setattr(module, "do", lambda run: done.append(run) or true(run))
+    monkeypatch.setattr(module, "do", lambda some: done.extend(some) or true(some))
     return done
 
 
@@ -333,6 +333,41 @@ def test_what_is_wrong_is_said_before_anything_runs(tiny, runs, monkeypatch, opt
 
 
 # ── several answers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_network_is_pruned_once_for_all_its_recoveries(tiny, monkeypatch):
+    true, calls = pruninglab.runs.prune, []
+    monkeypatch.setattr(
+        pruninglab.runs, "prune", lambda *args, **how: calls.append(how["sparsity"]) or true(*args, **how)
+    )
+
+    def spoils(model, masks, task, *, seed):
+        for mask in masks.values():
+            mask.zero_()
+        masks.apply(model)
+        return 3
+
+    def fails(model, masks, task, *, seed):
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        raise RuntimeError("no way back")
+
+    ways = [None, spoils, fails, partial(finetune, steps=3), "rewind"]
+    options = {"task": tiny, "sparsity": [0.6, 0.9], "seeds": 2, "cache": False}
+    with pytest.warns(UserWarning, match="no way back"):
+        table = compare("taylor", recovery=ways, **options)
+    assert len(calls) == 3 * 2 * 2
+    failed = table["recovery"] == "fails"
+    lost = table[failed & (table["criterion"] != "dense")]
+    assert len(lost) == 3 * 2 * 2
+    assert lost["accuracy"].isna().all()
+    assert (lost["note"] == "RuntimeError: no way back").all()
+    assert table[~failed]["accuracy"].notna().all()
+    for way in (None, ways[3], "rewind"):
+        alone = compare("taylor", recovery=way, **options)
+        among = table[table["recovery"] == alone["recovery"].iloc[0]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(timeless(among), timeless(alone), check_dtype=False)
+    assert len(calls) == 4 * 3 * 2 * 2
 
 
 def test_lists_of_answers_are_combined(tiny, runs):

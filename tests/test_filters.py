@@ -296,11 +296,17 @@ def test_hrank_of_a_linear_layer_is_how_often_a_unit_is_active():
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Conv2d(4, 6, (2, 3), groups=2), nn.Linear(6, 4), nn.Conv1d(3, 4, 2)],
+    "make",
+    [
+        lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        lambda: nn.Conv2d(4, 6, (2, 3), groups=2),
+        lambda: nn.Linear(6, 4),
+        lambda: nn.Conv1d(3, 4, 2),
+    ],
 )
-def test_beta_rank_is_that_of_loops(layer):
+def test_beta_rank_is_that_of_loops(make):
     torch.manual_seed(0)
+    layer = make()
     shape = {nn.Linear: (6,), nn.Conv1d: (3, 5)}.get(type(layer), (getattr(layer, "in_channels", 0), 4, 5))
     x = torch.randn(9, *shape)
     if len(shape) == 3:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import close, make_task, same, snapshot
+from language_models import language_model, tokens
 from language_tasks import calls, inside, tiny_text_task
 from torch import nn
 
@@ -14,6 +15,7 @@ from pruninglab.language import ratios
 from pruninglab.layers import prunable
 from pruninglab.recipes import llm, recipe
 from pruninglab.statistics import collect
+from pruninglab.tasks.linears import as_linear
 
 RECIPES = {
     "wanda": llm.wanda,
@@ -95,6 +97,31 @@ def test_gblm_without_gradients_is_wanda(t):
     plain = llm.wanda(t.model(0), t, sparsity=0.6, samples=8)
     assert llm.gblm(t.model(0), t, sparsity=0.6, samples=8, alpha=0.0) == plain
     assert llm.gblm(t.model(0), t, unit="2:4", samples=8, alpha=0.0) == llm.wanda(t.model(0), t, unit="2:4", samples=8)
+
+
+@pytest.mark.parametrize(("statistic", "p"), [("grad_abs", 1), ("grad_norm", 2)])
+def test_gradients_of_experts_are_each_sequences_own_and_of_idle_ones_zero(statistic, p):
+    model, loss = as_linear(language_model("mixtral", num_local_experts=24)).double(), tiny_text_task().loss
+    x, y = tokens(6, 4), tokens(6, 4, seed=2)
+    layers, sums = inside(model), {}
+    for one, following in zip(x.split(1), y.split(1), strict=True):
+        grads = torch.autograd.grad(
+            loss(model(one), following), [layer.weight for layer in layers.values()], materialize_grads=True
+        )
+        for name, grad in zip(layers, grads, strict=True):
+            sums[name] = sums.get(name, 0) + grad.abs() ** p
+    found = llm.gradients(model, (x, y), statistic, loss)
+    assert any(not total.any() for total in sums.values())  # an expert that no token went to
+    for name, total in sums.items():
+        close(found[name].double(), total ** (1 / p), rtol=1e-5, atol=1e-9)
+
+
+def test_what_is_of_single_samples_is_refused_where_experts_mix_them():
+    model, (x, y) = as_linear(language_model("mixtral")), (tokens(4, 8), tokens(4, 8, seed=2))
+    for name in ("fisher", "map_taylor"):
+        with pytest.raises(ValueError, match=r"experts.*is of an expert.*batches of one sample"):
+            collect(model, [name], (x, y), loss=tiny_text_task().loss)
+    collect(model, ["input_norm", "grad"], (x, y), loss=tiny_text_task().loss)
 
 
 def test_absolute_gradients_of_convolutions_too():

@@ -56,7 +56,7 @@ def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
         for tensor in tensors:
             own = dims[-1] - (result.ndim - tensor.ndim)
             constant = c.shadow(tensor) is None and c.leaf(tensor) is None
-            if constant and own >= 0 and tensor.shape[own] > 1:
+            if constant and own >= 0 and tensor.shape[own] > 1 and tensor.stride(own):  # 0: one number, repeated
                 c.freeze(total, f"{name} with what has no channels")
     c.put(result, total)
 

@@ -81,7 +81,7 @@ class Palette:
         self._leaves: dict[int, list[tuple[str, Tensor]]] = {}
         for name, tensor in named_tensors(model):
             if tensor.is_floating_point() and tensor.numel():
-                self._leaves.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+                self._leaves.setdefault(_memory(tensor), []).append((name, tensor))
 
     def new(self, n: int, *, virtual: bool = False) -> Tensor:
         """N new colours."""
@@ -169,9 +169,9 @@ class Palette:
 
     def leaf(self, tensor: Any) -> tuple[str, Tensor] | None:
         """The parameter or buffer that a tensor is, or is a view of."""
-        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             return None
-        for name, whole in self._leaves.get(tensor.untyped_storage().data_ptr(), ()):
+        for name, whole in self._leaves.get(_memory(tensor), ()):
             offset = tensor.storage_offset() - whole.storage_offset()
             if 0 <= offset < max(whole.numel(), 1) and tensor.dtype == whole.dtype:
                 return name, whole
@@ -226,3 +226,8 @@ class Palette:
             self.births[name, dim] = self.new(size)
             self.cut(name, along(self.births[name, dim], dim, ndim))
         return self.births[name, dim]
+
+
+def _memory(tensor: Tensor) -> int:
+    """Which memory a tensor looks at, also where that has no address, for want of numbers."""
+    return int(tensor.untyped_storage()._cdata)

@@ -75,6 +75,7 @@ def colours_of(shadow: Tensor | None) -> Tensor:
 
 def cat(shadows: list[Tensor], dim: int) -> Tensor:
     """`torch.cat` that repeats nothing which no operand varies in."""
+    shadows = [shadow for shadow in shadows if shadow.shape != (0,)] or shadows  # as torch does: an empty cache
     ndim, dim = shadows[0].ndim, dim % shadows[0].ndim
     shape = list(shadows[0].shape)
     shape[dim] = sum(shadow.shape[dim] for shadow in shadows)

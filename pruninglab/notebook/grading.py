@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruninglab.book import BOOK, chapters
+from pruninglab.book import BOOK, written
 from pruninglab.notebook.versions import tagged
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def belongs_to(notebook: "NotebookNode") -> Path:
         ValueError: none is, or it cannot be told which.
     """
     words = set(re.findall(r"\w+", "\n".join(cells_of(notebook))))
-    ours = [chapter.path for chapter in chapters() if chapter.path.exists()] + sorted(LABS.glob("*/*.ipynb"))
+    ours = [chapter.path for chapter in written()] + sorted(LABS.glob("*/*.ipynb"))
     counts = {path: sum(question.name in words for question in questions(path)) for path in ours}
     best = [path for path in ours if counts[path] == max(counts.values())]
     if not max(counts.values()):

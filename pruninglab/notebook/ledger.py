@@ -79,7 +79,7 @@ def run(store: Path = STORE, parameters: dict[str, Any] | None = None, *, copies
         FileNotFoundError: the book is not there, as in an installation without the checkout.
     """
     results = {}
-    with progress(_written(), unit="chapter", delay=0) as bar:
+    with progress(book.written(), unit="chapter", delay=0) as bar:
         for chapter in bar:
             bar.set_description(chapter.path.stem)
             now = key(chapter.path)
@@ -107,7 +107,7 @@ def executed(chapter: Chapter, store: Path = STORE) -> Path:
 
 def text_of(results: dict[str, Result]) -> str:
     """The page, from what came of each chapter; a chapter that is not in there was not run yet."""
-    return _page({c.path.stem: _section(c, results.get(c.path.stem)) for c in _written()})
+    return _page({c.path.stem: _section(c, results.get(c.path.stem)) for c in book.written()})
 
 
 def check(page: Path = PAGE) -> list[str]:
@@ -126,7 +126,7 @@ def check(page: Path = PAGE) -> list[str]:
 def marked(text: str) -> str:
     """The page with each section marked as stale, or not, by comparing its key with that of the code as it is."""
     found, new = _sections(text), {}
-    for chapter in _written():
+    for chapter in book.written():
         name = chapter.path.stem
         section = found.get(name, "").replace(STALE, "")
         of = re.search(r"<!-- chapter: \S+, key: (\S+) -->\n", section)
@@ -167,13 +167,6 @@ def key(path: Path) -> str:
     source = [(cell["cell_type"], "".join(cell["source"])) for cell in _cells(path)]
     library = code_version.__wrapped__()  # as it is now, not as it was when this process first asked
     return digest(source, library, *(file.read_bytes() for file in [*computing, SHIPPED] if file.exists()))
-
-
-def _written() -> list[Chapter]:
-    there = [chapter for chapter in book.chapters() if chapter.path.exists()]
-    if not there:
-        raise FileNotFoundError(f"there are no chapters in {BOOK}; the ledger needs a checkout of the project")
-    return there
 
 
 def _cells(path: Path) -> Cells:
@@ -227,7 +220,7 @@ def _load(file: Path, now: str, chapter: Path) -> Result | None:
 def _page(sections: dict[str, str]) -> str:
     text = "".join(
         f"\n## [{chapter.number} · {chapter.title}]({chapter.path.name})\n\n{sections[chapter.path.stem]}"
-        for chapter in _written()
+        for chapter in book.written()
     )
     found = Counter({verdict: text.count(f"| {SIGNS[verdict]} {verdict} |") for verdict in (HOLDS, FAILS, OPEN)})
     stale, missing = text.count(STALE), text.count(NOT_RUN)

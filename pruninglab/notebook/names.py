@@ -137,10 +137,7 @@ def read() -> list[tuple[Chapter, Sequence[dict[str, Any]]]]:
     """
     import nbformat
 
-    there = [chapter for chapter in book.chapters() if chapter.path.exists()]
-    if not there:
-        raise FileNotFoundError(f"there are no chapters in {BOOK}; the index needs a checkout of the project")
-    return [(chapter, nbformat.read(chapter.path, as_version=4).cells) for chapter in there]
+    return [(chapter, nbformat.read(chapter.path, as_version=4).cells) for chapter in book.written()]
 
 
 def room(entry: Entry) -> str:

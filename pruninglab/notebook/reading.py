@@ -38,11 +38,7 @@ def roadmap(here: int) -> Any:
     rows, plain = [], []
     for chapter in chapters():
         name = f"{chapter.number} · {chapter.title}"
-        link = (
-            f'<a href="{chapter.path.name}">{html.escape(name)}</a>'
-            if chapter.path.exists()
-            else f"{html.escape(name)} <i>(to come)</i>"
-        )
+        link = f'<a href="{chapter.path.name}">{html.escape(name)}</a>'
         mark = "➤ " if chapter.number == here else ""
         weight = "bold" if chapter.number == here else "normal"
         rows.append(

@@ -42,13 +42,9 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def chapter_map() -> str:
-    """The chapters as a Markdown table; those that are written are links."""
-    rows = ["| chapter | its answer |", "| --- | --- |"]
-    for chapter in chapters():
-        name = f"{chapter.number} · {chapter.title}"
-        link = f"[{name}](book/{chapter.path.name})" if chapter.path.exists() else f"{name} *(to come)*"
-        rows.append(f"| {link} | {chapter.answer} |")
-    return "\n".join(rows)
+    """The chapters as a Markdown table."""
+    rows = [f"| [{each.number} · {each.title}](book/{each.path.name}) | {each.answer} |" for each in chapters()]
+    return "\n".join(["| chapter | its answer |", "| --- | --- |", *rows])
 
 
 def results() -> str:

@@ -24,7 +24,15 @@ NEEDED = (
     "sphinxcontrib.bibtex",
     "sphinx_codeautolink",
 )
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "msedge",
+    "microsoft-edge",
+)
 
 
 def command(out: Path = SITE, *, fast: bool = False, run: bool = True, pdf: bool = False) -> int:
@@ -58,11 +66,10 @@ def check_installed() -> None:
 def found(store: Path = ledger.STORE) -> list[Run]:
     """All chapters in order, each with the executed copy and the result of this very code, if there is one."""
     runs = []
-    for chapter in book.chapters():
-        if chapter.path.exists():
-            result, copy = ledger.found(chapter, store), ledger.executed(chapter, store)
-            there = result is not None and copy.exists()
-            runs.append(Run(chapter, copy if there else None, result if there else None))
+    for chapter in book.written():
+        result, copy = ledger.found(chapter, store), ledger.executed(chapter, store)
+        there = result is not None and copy.exists()
+        runs.append(Run(chapter, copy if there else None, result if there else None))
     return runs
 
 
@@ -132,7 +139,7 @@ def find_browser() -> str:
     path = next((path for path in paths if path), None)
     if path is None:
         looked = f"$CHROMIUM is {asked!r}, which is no program" if asked else f"none of {', '.join(BROWSERS)} is found"
-        raise FileNotFoundError(f"--pdf needs Chromium, and {looked}; install it, or name it: CHROMIUM=/path/to/it")
+        raise FileNotFoundError(f"this needs Chromium, and {looked}; install it, or name it: CHROMIUM=/path/to/it")
     return path
 
 

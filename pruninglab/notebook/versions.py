@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pruninglab.book import BOOK, chapters
+from pruninglab.book import BOOK, written
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -98,7 +98,7 @@ def write_version(out: Path, make: "Callable[[NotebookNode], NotebookNode]", *, 
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     whole = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
-        waiting = [chapter.path for chapter in chapters() if chapter.path.exists()]
+        waiting = [chapter.path for chapter in written()]
         files = {path: path.name for path in waiting}
 
         def linked(match: re.Match[str]) -> str:

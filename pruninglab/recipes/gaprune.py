@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pruninglab.allocation.threshold import top_masks
 from pruninglab.criteria import Scores
-from pruninglab.language.sensitivity import Text, grouped, outside
+from pruninglab.language.sensitivity import Text, few, grouped, outside
 from pruninglab.language.structures import standardized
 from pruninglab.layers import Exclude, entries
 from pruninglab.masks import Masks
@@ -24,8 +24,6 @@ from pruninglab.pruning import check_sparsity
 from pruninglab.statistics import Loss, collect
 from pruninglab.tasks import LanguageTask, Task
 from pruninglab.tasks.text import windows
-
-SEQUENCES = 8  # that gradients are taken of at a time
 
 
 def gaprune(
@@ -127,8 +125,8 @@ def evidence(
     for what, (x, y) in (("domain's", domain), ("general", general)):
         if x.shape != y.shape or not len(x):
             raise ValueError(f"x and y of the {what} text must be alike and not empty, not {x.shape} and {y.shape}")
-        pieces = list(zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True))
-        found.append(collect(model, ["weight", "fisher", "grad"], pieces, loss=loss, exclude=left_out))
+        batches = few(model, (x, y))
+        found.append(collect(model, ["weight", "fisher", "grad"], batches, loss=loss, exclude=left_out))
     ours, all_ = found
     return {
         name: Evidence(own["weight"], own["fisher"], all_[name]["fisher"], own["grad"], all_[name]["grad"])

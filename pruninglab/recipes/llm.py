@@ -20,7 +20,7 @@ from pruninglab.language.ratios import Ratios, grouped, shares_by
 from pruninglab.language.ratios import ecoflap as ecoflap_ratios
 from pruninglab.language.ratios import owl as owl_ratios
 from pruninglab.language.selection import GROUPS, select
-from pruninglab.language.sensitivity import Text, outside
+from pruninglab.language.sensitivity import Text, few, outside
 from pruninglab.layers import Layer
 from pruninglab.masks import Masks
 from pruninglab.naming import unknown
@@ -30,8 +30,6 @@ from pruninglab.units import Pattern
 
 Unit = str | Pattern | None
 Folder = str | os.PathLike[str] | None
-
-SEQUENCES = 8  # that gradients are taken of at a time
 
 
 def wanda(
@@ -214,8 +212,7 @@ def gradients(
     model: nn.Module, text: Text, name: str = "grad_abs", loss: Loss | None = None, blocks: str | None = None
 ) -> dict[str, Tensor]:
     """Layer of the blocks → a statistic of its per-sample gradients, taken a few sequences at a time."""
-    pieces = list(zip(*(part.split(SEQUENCES) for part in text), strict=True))
-    found = collect(model, [name], pieces, loss=loss, exclude=outside(model, grouped(model, "layer", blocks)))
+    found = collect(model, [name], few(model, text), loss=loss, exclude=outside(model, grouped(model, "layer", blocks)))
     return {layer: statistics[name] for layer, statistics in found.items()}
 
 

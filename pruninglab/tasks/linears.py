@@ -23,6 +23,8 @@ class Experts(nn.Module):
         self.gate_proj = nn.ModuleList(map(_linear, gate))
         self.up_proj = nn.ModuleList(map(_linear, up))
         self.down_proj = nn.ModuleList(map(_linear, packed.down_proj.detach()))
+        for layer in (*self.gate_proj, *self.up_proj, *self.down_proj):
+            layer.routed = True  # which sample a token is of cannot be seen in there
         self.act_fn = packed.act_fn
         self.train(packed.training)
         packed.to("meta")

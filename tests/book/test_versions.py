@@ -11,7 +11,7 @@ import pytest
 from pruninglab import book, cli
 from pruninglab.notebook import versions
 
-CHAPTERS = [chapter for chapter in book.chapters() if chapter.path.exists()]
+CHAPTERS = book.written()
 # Lines that say nothing about how an exercise is solved: they stand in ordinary code of the same chapters too.
 TRIVIAL = re.compile(
     r"(def solution\(.*|@torch\.no_grad\(\)|for \w+ in \w+:|return \w+(, \w+)*|else:|middle = .*|check\(.*)"
@@ -86,7 +86,7 @@ def test_linked_files_come_along_under_names_of_their_own_but_no_lab_with_its_an
     )
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), folder / "00_x.ipynb")
     monkeypatch.setattr(versions, "BOOK", folder)
-    monkeypatch.setattr(versions, "chapters", lambda: [book.Chapter(0, "title", "answer", folder / "00_x.ipynb")])
+    monkeypatch.setattr(versions, "written", lambda: [book.Chapter(0, "title", "answer", folder / "00_x.ipynb")])
     files = versions.write_version(tmp_path / "out", versions.solved_version)
     assert [path.name for path in files] == ["00_x.ipynb", "data.csv", "other_page.md", "page.md", "picture.png"]
     new = text.replace("../other/page.md", "other_page.md")

@@ -1,13 +1,12 @@
 """One server and one browser for all tests; without Playwright or Chromium they are skipped, and it is said why."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from driving import server, watch
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+from pruninglab.notebook.site import find_browser
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +15,10 @@ def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="needs Playwright: pip install 'pruninglab[browser]'"
     )
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip(f"needs Chromium: none of {', '.join(NAMES)} is on the path, and CHROMIUM names none")
+    try:
+        found = find_browser()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     root = getattr(os, "geteuid", lambda: 1)() == 0  # whom Chromium's sandbox does not serve
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])

@@ -161,6 +161,16 @@ class Notebook:
             at += height - 60
         return seen
 
+    def look_over(self, theme, screenshots):
+        """Read all of it in a theme, screenful by screenful, each kept as a picture: the texts that are `faint`."""
+        self.theme(f"JupyterLab {theme}")
+
+        def look(number):
+            self.page.screenshot(path=screenshots / f"{self.stem}-{theme.lower()}-{number:02}.png")
+            return faint(self.page)
+
+        return sorted({one for some in self.walk(look) for one in some}, key=lambda one: one[1])
+
     def shut_down(self):
         """End its kernel; nothing is saved."""
         self.page.evaluate("jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")

@@ -4,8 +4,8 @@ Chapter 0 is run in full; the others in their quick version, and are slow (their
 """
 
 import pytest
-from driving import Notebook, faint, shown
-from moving import SLOW, move, pick
+from driving import Notebook, shown
+from moving import move, pick
 
 from pruninglab import book
 
@@ -44,12 +44,6 @@ def holding(cells, what):
     return [i for i, cell in enumerate(cells) if any(what in output.get("data", {}) for output in cell["outputs"])]
 
 
-def bars_only(area):
-    """Whether a cell's widgets are only transformers' own progress bars, in which there is nothing to move."""
-    area.locator(".pruninglab-spoken, [class*=hprogress]").first.wait_for(timeout=SLOW)
-    return not area.locator(".pruninglab-spoken").count()
-
-
 def test_it_runs_to_the_end_without_an_error_or_a_question(chapter):
     code = [cell for cell in chapter.cells if cell["type"] == "code" and cell["source"].strip()]
     assert [cell["count"] for cell in code] == list(range(1, len(code) + 1))
@@ -73,8 +67,6 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
     assert predictions
     for i in places:
         area = chapter.show(i)
-        if bars_only(area):
-            continue
         area.screenshot(path=screenshots / f"{chapter.stem}-{cells[i]['id']}-before.png")
         if i in predictions:
             reveal = next((j for j, cell in enumerate(cells) if j > i and ".reveal(" in cell["source"]), None)
@@ -91,13 +83,5 @@ def test_its_widgets_move_by_keyboard_and_by_mouse(chapter, screenshots):
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_its_outputs_can_be_read(chapter, screenshots, theme):
-    chapter.theme(f"JupyterLab {theme}")
-
-    def look(number):
-        chapter.page.screenshot(path=screenshots / f"{chapter.stem}-{theme.lower()}-{number:02}.png")
-        return faint(chapter.page)
-
-    seen = chapter.walk(look)
-    found = {one for some in seen for one in some}
-    assert not found, sorted(found, key=lambda one: one[1])[:10]
+    assert chapter.look_over(theme, screenshots) == []
     assert chapter.errors == chapter.interruptions == []

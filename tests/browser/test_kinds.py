@@ -62,13 +62,7 @@ def test_a_prediction_is_picked_and_remembered(notebook, number, by):
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_they_can_be_read(notebook, screenshots, theme):
-    notebook.theme(f"JupyterLab {theme}")
-
-    def look(number):
-        notebook.page.screenshot(path=screenshots / f"kinds-{theme.lower()}-{number:02}.png")
-        return faint(notebook.page)
-
-    assert [one for some in notebook.walk(look) for one in some] == []
+    assert notebook.look_over(theme, screenshots) == []
 
 
 def test_what_cannot_be_read_is_found(notebook):
