@@ -73,7 +73,7 @@ def published_wanda_statistic(sequences: Sequence[Tensor]) -> Tensor:
 
 
 def published_wanda(weight: Tensor, statistic: Tensor, pattern: Pattern = None) -> Tensor:
-    """Which weights are kept: half of each row, or a pattern (Sun et al. 2023)."""
+    """Which weights are kept: half of each row, or a pattern (Sun et al. 2024)."""
     scores = weight.abs() * statistic.reshape(1, -1).sqrt()
     gone = torch.zeros_like(scores, dtype=torch.bool)
     if pattern is None:

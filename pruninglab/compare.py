@@ -8,6 +8,7 @@ who wants to choose has the column `validation`.
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -92,11 +93,12 @@ def compare(
         metrics, `seconds_pruning`, `seconds_recovery` and gradient `steps`, not counting the dense training (which
         schedules that begin at the first weights do without), `forward_passes` (batches that the network was run on in
         order to prune it) and `note`. Where a run fails (scores that are NaN or of a wrong shape, an unknown statistic,
-        an error, too much time) its note says why, its numbers are NaN, and the others go on. The unpruned network is
-        there as criterion "dense".
+        an error, too much time, a recovery that gives removed weights back) its note says why, its numbers are NaN, and
+        the others go on. The unpruned network is there as criterion "dense".
 
     Raises:
-        ValueError, TypeError: a wrong name or number, no seed, or what does not fit together; before anything runs.
+        ValueError, TypeError: a wrong name or number, a name that two share, no seed, or what does not fit together;
+            before anything runs.
     """
     import pandas as pd
 
@@ -117,6 +119,9 @@ def compare(
         raise ValueError(f"time_limit is a number of seconds above 0, not {time_limit}")
     workers(n_jobs)
     asked = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    _distinct("seed", which)
+    _distinct("sparsity", levels)
+    _distinct("metric", [*map(label, asked), *ANSWERS, "criterion", "sparsity", "seed", *failed({}, "")])
     measures = {label(metric): resolve("metric", metric, METRICS) for metric in asked}
     common: Shared = {"exclude": entries(exclude), "calibration": whole("calibration", calibration)}
     common |= {"metrics": measures, "limit": time_limit}
@@ -126,6 +131,7 @@ def compare(
     for name, some in zip(ANSWERS, given, strict=True):
         if not some:
             raise ValueError(f"{name} is an empty list: give one answer or a list of some")
+        _distinct(name, [*map(label, some)])
     settings = dict(zip(product(*(range(len(some)) for some in given)), product(*given), strict=True))
     homes: dict[str, Task] = {}
     runs: Runs = {}
@@ -189,9 +195,14 @@ def _labels(chosen: list[str | Criterion]) -> list[str]:
         built_in = CRITERIA.get(name)
         theirs = not isinstance(criterion, str) and built_in is not None and built_in is not criterion
         found.append(f"{name} (yours)" if theirs else name)
-    if len(set(found)) < len(found):
-        raise ValueError(f"each criterion needs a name of its own; these share one: {found}")
+    _distinct("criterion", [*found, "dense"])
     return found
+
+
+def _distinct(kind: str, names: list[Any]) -> None:
+    """A table's rows and columns are known by their names only."""
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"each {kind} needs a name of its own in the table; {twice[0]!r} is there more than once")
 
 
 def _unfit(criterion: Criterion) -> str:
@@ -225,7 +236,7 @@ def _dense(homes: dict[str, Task], seeds: list[int], metrics: dict[str, Metric])
 def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
     """The row of each run: from the store, or by doing it. What failed is not stored."""
     store = Store(cache_dir() / "runs.sqlite") if cache else None
-    keys = {place: run.key() for place, run in runs.items()} if store else {}
+    keys = {place: key for place, run in runs.items() if (key := run.key())} if store else {}
     found = {place: row for place, key in keys.items() if store and (row := store[key])}
     missing = {place: run for place, run in runs.items() if place not in found}
     with progress(total=len(runs), initial=len(found), desc="comparing", unit="run", delay=1) as bar:
@@ -234,7 +245,7 @@ def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
             for place, row in _results(missing, n_jobs):
                 found[place] = row
                 bar.update()
-                if store and not math.isnan(row["achieved"]):
+                if place in keys and not math.isnan(row["achieved"]):
                     waiting[keys[place]] = row
                 if store and time.monotonic() - written > SAVE_EVERY:
                     store.update(waiting)

@@ -1,9 +1,11 @@
 """Telling one function from another by what it does, so that a cached result never answers for a changed criterion."""
 
+import copyreg
 import sys
 import types
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +14,76 @@ import torch
 
 from pruninglab.files import digest
 
+DESCRIPTORS = (  # what a class that is written in C is made of
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.WrapperDescriptorType,
+)
+Seen = dict[int, tuple[int, object]]  # by their ids, what was met before, in which order; held, so that ids stay taken
+
 
 def fingerprint(thing: Any) -> str:
-    """A hash of a value, or of a function: its code, its defaults, and what it uses from outside, all the way down."""
-    return digest(*_parts(thing, set()))
+    """A hash of a value, or of a function: its code, its defaults, and what it uses from outside, all the way down.
+
+    Raises:
+        TypeError: it uses something whose state cannot be read (a lock, an open file).
+    """
+    return digest(*_parts(thing, {}))
 
 
-def _parts(thing: Any, seen: set[int]) -> Iterator[object]:
-    if isinstance(thing, (torch.Tensor, bytes)):
-        yield thing
+def stored_as(*things: Any) -> str:
+    """The fingerprint under which a result is stored; "" with a warning where there is none, so that it is not."""
+    try:
+        return fingerprint(things)
+    except TypeError as error:
+        warnings.warn(
+            f"results are not stored, for it cannot be told later whether they still hold: {error}", stacklevel=3
+        )
+        return ""
+
+
+def _parts(thing: Any, seen: Seen) -> Iterator[object]:
+    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
+        yield repr(thing)
+        return
+    if id(thing) in seen:  # functions may call each other in circles, and a list may hold itself
+        yield f"again {seen[id(thing)][0]}"
+        return
+    seen[id(thing)] = len(seen), thing
+    if isinstance(thing, torch.Tensor):
+        yield thing.layout
+        yield thing.detach().to_dense().resolve_conj().resolve_neg()
     elif isinstance(thing, np.ndarray):
-        yield torch.from_numpy(np.ascontiguousarray(thing))
+        yield thing.dtype, thing.shape
+        if thing.dtype.hasobject:
+            yield from _parts(thing.tolist(), seen)
+        else:
+            yield np.ascontiguousarray(thing).tobytes()
     elif isinstance(thing, (list, tuple, set, frozenset)):
-        yield type(thing).__name__
+        yield type(thing).__name__, len(thing)
         for item in sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing:
             yield from _parts(item, seen)
-    elif isinstance(thing, dict):
-        for key, item in thing.items():
-            yield key
-            yield from _parts(item, seen)
+    elif isinstance(thing, (dict, types.MappingProxyType)):
+        yield "dict", len(thing)
+        for pair in thing.items():
+            yield from _parts(pair, seen)
     elif isinstance(thing, partial):
         yield from _parts((thing.func, thing.args, thing.keywords), seen)
     elif isinstance(thing, types.CodeType):
         yield thing.co_code
         yield thing.co_names
+        yield thing.co_varnames[: thing.co_argcount + thing.co_kwonlyargcount]  # they say what is asked for
         for constant in thing.co_consts:
             yield from _parts(constant, seen)
     elif isinstance(thing, types.FunctionType):
-        if id(thing) not in seen:  # functions may call each other in circles
-            seen.add(id(thing))
-            yield from _function(thing, seen)
+        yield from _function(thing, seen)
     elif isinstance(thing, types.MethodType):
         yield from _parts((thing.__func__, thing.__self__), seen)
     elif isinstance(thing, type):
         yield thing.__qualname__
-        if id(thing) not in seen and not _known(thing):
-            seen.add(id(thing))
+        if not _known(thing):
             for name, value in vars(thing).items():
                 if not name.startswith("__") or callable(value):  # special names else are Python's own notes
                     yield name
@@ -57,17 +93,28 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[object]:
         yield from _parts(thing.__func__, seen)
     elif isinstance(thing, property):
         yield from _parts((thing.fget, thing.fset), seen)
-    elif isinstance(thing, (types.ModuleType, types.BuiltinFunctionType)):
+    elif isinstance(thing, cached_property):
+        yield from _parts(thing.func, seen)
+    elif isinstance(thing, (types.ModuleType, types.BuiltinFunctionType, *DESCRIPTORS)):
         yield thing.__name__
-    elif callable(thing) or hasattr(thing, "__dict__") or type(thing).__repr__ is object.__repr__:
-        # an object is its class and what it holds
-        yield from _parts(type(thing), seen)
-        yield getattr(thing, "__qualname__", getattr(thing, "__name__", ""))
-        if id(thing) not in seen:
-            seen.add(id(thing))
-            yield from _parts(getattr(thing, "__dict__", {}), seen)
     else:
-        yield repr(thing)
+        yield from _object(thing, seen)
+
+
+def _object(thing: Any, seen: Seen) -> Iterator[object]:
+    """Its class, and what it holds: what a copy of it would be made from (slots too, and what is not Python's)."""
+    yield from _parts(type(thing), seen)
+    reduce = copyreg.dispatch_table.get(type(thing))
+    try:
+        made_from = reduce(thing) if reduce else thing.__reduce_ex__(2)
+    except Exception as error:  # a TypeError, or what its class raises in its place
+        raise TypeError(f"what {thing!r} holds cannot be read ({error})") from None
+    if isinstance(made_from, str):  # a name
+        yield made_from
+        yield from _parts(getattr(thing, "__wrapped__", None), seen)
+        return
+    for part in made_from:
+        yield from _parts(list(part) if isinstance(part, Iterator) else part, seen)
 
 
 def _known(thing: Any) -> bool:
@@ -80,13 +127,13 @@ def _known(thing: Any) -> bool:
     return installed or root in ("torch", "numpy", "pruninglab") or root in sys.stdlib_module_names
 
 
-def _function(function: types.FunctionType, seen: set[int]) -> Iterator[object]:
+def _function(function: types.FunctionType, seen: Seen) -> Iterator[object]:
     code = function.__code__
     closure = {
         name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
     }
     yield function.__qualname__
-    yield from _parts((function.__defaults__, function.__kwdefaults__), seen)
+    yield from _parts((function.__defaults__, function.__kwdefaults__, vars(function)), seen)
     if _known(function):  # the code is known, but not what it was made with: `iterative(3)` is not `iterative(5)`
         yield function.__module__
         yield from _parts(closure, seen)
@@ -95,7 +142,7 @@ def _function(function: types.FunctionType, seen: set[int]) -> Iterator[object]:
     yield from _used([*_names(code)], function.__globals__ | closure, seen)
 
 
-def _used(names: Iterable[str], scope: Mapping[str, Any], seen: set[int]) -> Iterator[object]:
+def _used(names: Iterable[str], scope: Mapping[str, Any], seen: Seen) -> Iterator[object]:
     """What code finds under its names; of a module of the user's own, what it finds in there (`m.helper(w)`)."""
     for name in names:
         if name in scope:

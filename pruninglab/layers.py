@@ -113,6 +113,11 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
         )
 
 
+def is_routed(module: nn.Module) -> bool:
+    """Whether it is of an expert (see `tasks.linears`), which gets tokens of all samples of a batch mixed."""
+    return getattr(module, "routed", False)
+
+
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer once, with its name."""
     return [*model.named_parameters(), *model.named_buffers()]

@@ -167,6 +167,10 @@ class Masks(Mapping[str, Tensor]):
             )
         return alive
 
+    def regrown(self, model: nn.Module) -> int:
+        """How many of the removed weights are not zero in a model, as after training without the masks."""
+        return sum(int(model.get_parameter(name)[~mask].count_nonzero()) for name, mask in self.items())
+
     def shuffled(self, seed: int = 0) -> "Masks":
         """As many weights kept in each layer, at random places: the control for *which* stay (Frankle et al. 2021)."""
         generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pruninglab.layers import PRUNABLE, Layer, outputs_by_position, patches
+from pruninglab.layers import PRUNABLE, Layer, is_routed, outputs_by_position, patches
 
 NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"})
 _ACTIVATIONS = """
@@ -108,7 +108,7 @@ class Recorder:
         """What was asked for of this batch; several calls of one weight count as positions of a sample."""
         calls, self.calls = self.calls, []
         taken: dict[str, Any] = {}
-        if samples > 1 and needs & {"output_grads", *MAPS} and getattr(self.layer, "routed", False):
+        if samples > 1 and needs & {"output_grads", *MAPS} and is_routed(self.layer):
             raise ValueError(
                 f"{self.name} is of an expert, which sees tokens of all {samples} samples of a batch mixed: what is of "
                 "single samples needs batches of one sample, such as data=list(zip(x.split(1), y.split(1)))"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from pruninglab.allocation import Allocation
 from pruninglab.criteria import Criterion
 from pruninglab.files import code_version
-from pruninglab.fingerprint import fingerprint
+from pruninglab.fingerprint import stored_as
 from pruninglab.layers import Exclude
 from pruninglab.limits import limited
 from pruninglab.masks import Masks
 from pruninglab.metrics import Metric
-from pruninglab.naming import label
+from pruninglab.naming import label, whole
 from pruninglab.progress import quietly
 from pruninglab.pruning import prune
 from pruninglab.recovery import Recovery
@@ -54,8 +54,8 @@ class Run:
     limit: float | None = None
 
     def key(self) -> str:
-        """What the result is stored under; the library's own code is part of it."""
-        return fingerprint((code_version(), torch.__version__, vars(self) | {"task": self.task.parts(), "limit": None}))
+        """What the result is stored under, or "" if it cannot be; the library's own code is part of it."""
+        return stored_as(code_version(), torch.__version__, vars(self) | {"task": self.task.version, "limit": None})
 
 
 def do(runs: Sequence[Run]) -> list[Row]:
@@ -135,7 +135,11 @@ def _recovered(run: Run, model: nn.Module, masks: Masks, found: Row) -> Row:
     steps, start = 0, clock()
     try:
         if run.recovery is not None:
-            steps = run.recovery(model, masks, run.task, seed=run.seed)
+            masks.apply(model)  # a copy does not know whose they are
+            taken = run.recovery(model, masks, run.task, seed=run.seed)
+            steps = whole("the number of steps that a recovery returns", taken)
+            if back := masks.regrown(model):
+                raise ValueError(f"the recovery gave {back} of the removed weights back: train with masks=masks")
         seconds, known = clock() - start, found["accuracy_before"] if run.recovery is None else None
         row = {"sparsity": run.sparsity, "seed": run.seed} | found | measured(model, run.task, run.metrics, known)
     except Exception as error:

@@ -11,7 +11,7 @@ from torch import nn
 from pruninglab import tasks, units
 from pruninglab.allocation import BudgetError
 from pruninglab.files import cache_dir, code_version
-from pruninglab.fingerprint import fingerprint
+from pruninglab.fingerprint import stored_as
 from pruninglab.masks import Masks
 from pruninglab.naming import resolve, whole
 from pruninglab.progress import quietly
@@ -81,9 +81,9 @@ def find_sparsity(
     dense = task.accuracy(model, split)
     trials: list[dict[str, Any]] = []
 
-    everything = (code_version(), torch.__version__, *task.parts(), model, recover, split, seed, how)
-    trials_of = f"find_sparsity {fingerprint(everything)}" if cache else ""
-    store = Store(cache_dir() / "runs.sqlite") if cache else None
+    everything = (code_version(), torch.__version__, task.version, model, recover, split, seed, how)
+    trials_of = stored_as("find_sparsity", *everything) if cache else ""
+    store = Store(cache_dir() / "runs.sqlite") if trials_of else None
 
     def pruned(sparsity: float) -> tuple[nn.Module, Masks]:
         trial = copy.deepcopy(model)

@@ -89,7 +89,8 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
             seen), `positions` (how many rows of inputs, so samples × pixels or tokens) and `layer`.
 
     Raises:
-        ValueError: an argument without a default is no ingredient's name, or a statistic of the model has a `finish`.
+        ValueError: an argument without a default is no ingredient's name, a statistic of the model has a `finish`, or
+            the name is that of a built-in statistic, on which other criteria depend.
 
     Example:
         >>> @statistic(finish=lambda total, positions: total / positions)
@@ -98,6 +99,9 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
     """
     if function is None:
         return lambda decorated: statistic(decorated, finish=finish)
+    taken = STATISTICS.get(function.__name__)
+    if taken and _built_in(taken.batch) and not _built_in(function):
+        raise ValueError(f"{function.__name__!r} is a built-in statistic: give yours a name of its own")
     arguments = inspect.signature(function).parameters
     known = OF_MODEL if "model" in arguments else INGREDIENTS
     for name, argument in arguments.items():
@@ -111,6 +115,10 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
             raise unknown(f"argument of finish in statistic {function.__name__!r}:", name, FINISHING)
     STATISTICS[function.__name__] = Statistic(function.__name__, function, finish, needs)
     return function
+
+
+def _built_in(function: Callable[..., Any]) -> bool:
+    return function.__module__.startswith("pruninglab.")
 
 
 # ── the statistics ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -292,7 +300,7 @@ def _initial_weight(name: str, layer: Layer, initial: Any) -> Tensor:
     if name not in state or state[name].shape != layer.weight.shape:
         there = tuple(state[name].shape) if name in state else "missing"
         raise ValueError(f"initial does not fit the model: {name} is {tuple(layer.weight.shape)} here, {there} there")
-    return state[name].detach().to(layer.weight)
+    return state[name].detach().to(layer.weight, copy=True)  # a criterion may work in place
 
 
 def _measure(

@@ -1,5 +1,7 @@
 """`prune` for what can be cut out: from a criterion and a budget to masks that empty channels, heads or blocks."""
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +22,7 @@ from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.ladders import channel_ladders
 from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
+from pruninglab.naming import label
 from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
@@ -109,7 +112,8 @@ def scored_channels(
     families = head_families(graph) if unit.name == "head" else graph.families
     if not families:
         raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {reasons(graph)}")
-    if question.criterion is criteria.random:  # one draw for each channel: a sum of draws would tell how many weights
+    if inspect.unwrap(question.criterion) is criteria.random:
+        # One draw for each channel: a sum of draws would tell how many weights it has.
         scores = torch.rand(graph.n, generator=generator_of(question.seed), dtype=torch.float64)
     else:
         scores = channel_scores(graph, _layer_scores(model, graph, question), unit)
@@ -121,8 +125,12 @@ def scored_channels(
 def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question) -> Masks:
     """Empty the residual blocks with the lowest scores: a fraction of them, or as many as a budget asks for.
 
-    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors; any other one speaks for a block
-    with the mean of its weights' scores.
+    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors, and for `generator`; any other one
+    speaks for a block with the mean of its weights' scores.
+
+    Raises:
+        GraphError: there is no such block. BudgetError: the budget cannot be met.
+        ValueError: a score is NaN, or the criterion asks for both the block's and a weight's statistics.
     """
     blocks = [
         name
@@ -162,13 +170,20 @@ def _blocks_cost(kind: str, model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, question: Question) -> dict[str, float]:
-    function, data = question.criterion, question.data
-    if set(criteria.needs(function)) & set(OF_BLOCKS):
+    function, data, wanted = question.criterion, question.data, criteria.needs(question.criterion)
+    if set(wanted) & set(OF_BLOCKS):
         x = inputs if data is None else next(iter(batches(data)))[0]
-        found = {}
+        known, found = {"generator": generator_of(question.seed)}, {}
+        if others := set(wanted) - set(OF_BLOCKS) - set(known):
+            raise ValueError(
+                f"criterion {label(function)!r} asks for {', '.join(sorted(others))}, which is of weights: beside "
+                f"{' and '.join(OF_BLOCKS)} a criterion of blocks can ask for generator alone"
+            )
         for name, (args, _, result) in see(model, blocks, x).items():
-            known = {"block_input": args[0], "block_output": result}
-            found[name] = float(function(**{need: known[need] for need in criteria.needs(function)}))
+            known |= {"block_input": args[0], "block_output": result}
+            found[name] = float(function(**{need: known[need] for need in wanted}))
+            if math.isnan(found[name]):
+                raise ValueError(f"criterion {label(function)!r} gave NaN for block {name!r}")
         return found
     layers = _layer_scores(model, None, question)
     means = {}

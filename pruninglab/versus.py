@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SETTING = (*ANSWERS, "sparsity")
 BETTER, WORSE, OPEN = "better", "worse", "cannot be told"
+EQUAL = 1e-9  # what rounding makes of no difference
+ENOUGH = 6  # of one sign in one column: by chance one time in 32
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -33,7 +35,9 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def versus(table: "pd.DataFrame", criterion: str, *, against: str = "magnitude", y: str = "accuracy") -> "pd.DataFrame":
     """Paired differences over seeds between one criterion and another, wherever both were run.
 
-    One verdict in twenty is wrong by chance where there is no difference at all: look at many, and some are.
+    Accuracies are steps of one test image, so that a few differences can be equal by chance: fewer than six that are
+    say nothing about their spread. One verdict in twenty is wrong by chance where there is no difference at all: look
+    at many, and some are.
 
     Args:
         table: rows of `compare`.
@@ -68,6 +72,8 @@ def versus(table: "pd.DataFrame", criterion: str, *, against: str = "magnitude",
         pairs = (wide[criterion] - wide[other]).dropna().tolist() if {criterion, other} <= set(wide) else []
         if pairs:
             mean, low, high = interval(pairs)
+            if high - low < EQUAL and len(pairs) < ENOUGH:
+                low, high = -math.inf, math.inf
             above, below = (WORSE, BETTER) if y in LOWER_IS_BETTER else (BETTER, WORSE)
             verdict = above if low > 0 else below if high < 0 else OPEN
         else:

@@ -127,6 +127,30 @@ def test_block_influence_removes_what_changes_its_input_least():
             assert gone(masks) == set(order[:n])
 
 
+def test_a_criterion_of_blocks_may_draw_but_gives_a_number():
+    model, x = network()
+
+    def drawn(block_input, generator):
+        return torch.rand((), generator=generator)
+
+    def of_weights(block_input, weight):
+        return weight
+
+    one, other, again = (
+        gone(prune(copy.deepcopy(model), unit="layer", sparsity=0.6, criterion=drawn, example_inputs=x, seed=seed))
+        for seed in (0, 1, 0)
+    )
+    assert one == again != other
+    with pytest.raises(ValueError, match="criterion 'of_weights' asks for weight, which is of weights"):
+        prune(model, unit="layer", sparsity=0.4, criterion=of_weights, example_inputs=x)
+    with pytest.raises(ValueError, match="criterion 'nan' gave NaN for block"):
+        prune(model, unit="layer", sparsity=0.4, criterion=nan, example_inputs=x)
+
+
+def nan(block_input):
+    return block_input.sum() * torch.nan
+
+
 def test_another_criterion_speaks_with_the_mean_of_its_weights():
     model, x = network()
     for name, factor in zip(BLOCKS, (3.0, 0.1, 1.0, 0.2, 5.0), strict=True):

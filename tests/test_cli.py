@@ -297,7 +297,7 @@ def test_a_file_may_import_its_neighbours_and_make_data_classes(tmp_path):
     ("command", "expected"),
     [
         ("tasks", ["digits-mlp", "1,797 handwritten digits"]),
-        ("criteria", ["wanda", "weight, input_norm", "(Sun et al. 2023, eq. 1)", "Hassibi & Stork 1993"]),
+        ("criteria", ["wanda", "weight, input_norm", "(Sun et al. 2024, eq. 1)", "Hassibi & Stork 1993"]),
         ("statistics", ["input_norm", "hessian_grad", "flow_grad"]),
         ("units", ["2:4", "channel"]),
         ("allocations", ["erk", "Mocanu et al. 2018", "rate_distortion"]),

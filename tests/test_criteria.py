@@ -210,9 +210,19 @@ def test_what_a_criterion_needs():
     def everything(weight, grad, generator, input_norm=None, alpha=100.0):
         return weight
 
-    assert needs(everything) == ("weight", "grad", "generator", "input_norm")
+    assert needs(everything) == ("weight", "grad", "generator")
     assert needs(find("wanda")) == ("weight", "input_norm")
-    assert needs(partial(everything, alpha=1.0)) == ("weight", "grad", "generator", "input_norm")
+    assert needs(partial(find("wanda"), input_norm=1.0)) == ("weight",)  # what is fixed is not measured
+
+
+def test_what_a_criterion_does_to_its_arguments_changes_no_model(mlp):
+    def moved(weight, initial_weight):
+        return initial_weight.sub_(weight).abs_()
+
+    initial = copy.deepcopy(mlp)
+    before = snapshot(initial)
+    prune(mlp, sparsity=0.5, criterion=moved, initial=initial)
+    assert same(before, snapshot(initial))
 
 
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -712,4 +712,12 @@ def test_a_statistic_that_asks_for_what_is_not_there():
         def also_wrong(inputs):
             return inputs
 
+    true = STATISTICS["input_norm"]
+    with pytest.raises(ValueError, match="'input_norm' is a built-in statistic: give yours a name of its own"):
+
+        @statistic
+        def input_norm(inputs):
+            return inputs
+
+    assert STATISTICS["input_norm"] is true, "so that every criterion gets what it was written for"
     assert not {"wrong", "also_wrong"} & set(STATISTICS)

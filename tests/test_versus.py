@@ -50,9 +50,17 @@ def test_pairs_see_what_spreads_hide():
 
 
 def test_pairs_are_matched_by_seed_and_not_by_place():
-    rows = table({"mine": [0.1, 0.2, 0.3], "magnitude": [0.2, 0.3, 0.4]}).sample(frac=1, random_state=3)
+    rows = table({"mine": [0.1, 0.2, 0.3] * 2, "magnitude": [0.2, 0.3, 0.4] * 2}).sample(frac=1, random_state=3)
     found = versus(rows, "mine").iloc[0]
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((-0.1, -0.1, -0.1))
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(2, "cannot be told"), (5, "cannot be told"), (6, "better")])
+def test_a_few_equal_differences_say_nothing_about_their_spread(seeds, verdict):
+    network = numbers(seeds, 1)
+    row = versus(table({"mine": [value + 1 / 719 for value in network], "magnitude": network}), "mine").iloc[0]
+    assert row["verdict"] == verdict
+    assert math.isinf(row["low"]) == math.isinf(row["high"]) == (seeds < 6)
 
 
 def test_the_best_is_chosen_by_validation():

@@ -7,8 +7,8 @@ from pruninglab.criteria.base import criterion
 
 @criterion
 def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
-    """|w| · ‖x‖₂: how much the layer's output moves when w goes (Sun et al. 2023, eq. 1).
+    """|w| · ‖x‖₂: how much the layer's output moves when w goes (Sun et al. 2024, eq. 1).
 
     Published with each output row compared on its own; here the allocation decides who competes with whom.
     """
-    return weight.abs() * input_norm
+    return (weight * input_norm).abs_()  # in place, as room for one more large tensor costs more than the sum

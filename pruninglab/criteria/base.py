@@ -71,10 +71,11 @@ def needs(function: Criterion) -> tuple[str, ...]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(f"criterion {label(function)!r}: name the arguments; *{name} does not say what is needed")
-        if name in STATISTICS or name == "generator" or name in OF_BLOCKS:
-            wanted.append(name)
-        elif parameter.default is parameter.empty:
+        if parameter.default is not parameter.empty:
+            continue
+        if name not in STATISTICS and name not in OF_BLOCKS and name != "generator":
             raise unknown(f"argument of criterion {label(function)!r}:", name, [*STATISTICS, *OF_BLOCKS, "generator"])
+        wanted.append(name)
     return tuple(wanted)
 
 

@@ -20,7 +20,7 @@ from pruninglab.curves import Curves
 from pruninglab.distortion import Probe, unchanged
 from pruninglab.ladders import Ladder, weight_ladders
 from pruninglab.language.blocks import find_blocks, walk
-from pruninglab.layers import Layer, prunable
+from pruninglab.layers import Layer, is_routed, prunable
 from pruninglab.naming import unknown, whole
 from pruninglab.progress import progress
 from pruninglab.recording import observed
@@ -201,7 +201,7 @@ def few(model: nn.Module, data: Text, size: int = 8) -> list[Text]:
         size: how many sequences a batch has otherwise.
     """
     x, y = data
-    size = 1 if any(getattr(module, "routed", False) for module in model.modules()) else size
+    size = 1 if any(map(is_routed, model.modules())) else size
     return list(zip(x.split(size), y.split(size), strict=True))
 
 

@@ -45,7 +45,7 @@ def wanda(
     blocks: str | None = None,
     resume: Folder = None,
 ) -> Masks:
-    """Remove the weights with the least |w| · ‖x‖₂ of each row; repair nothing (Sun et al. 2023).
+    """Remove the weights with the least |w| · ‖x‖₂ of each row; repair nothing (Sun et al. 2024).
 
     Args:
         model: a language model; changed in place.

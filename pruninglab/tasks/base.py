@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruninglab.files import cache_dir, code_version, digest, load_tensors, save_tensors, writable
+from pruninglab.fingerprint import fingerprint
 from pruninglab.naming import lookup, whole
 from pruninglab.tasks.data import Splits
 from pruninglab.tasks.training import Training, evaluating, rows, train
@@ -37,9 +38,11 @@ class Task:
         """Split ("train", "validation", "test") → (x, y)."""
         return self.load()
 
-    def parts(self) -> tuple[object, ...]:
-        """All that makes the task: its data are what `load` makes of them."""
-        return self.name, self.training, self.load, self.build
+    @cached_property
+    def version(self) -> str:
+        """A hash of all that makes the task: name, recipe, data, and the code that builds, trains and measures."""
+        data = (tensor for split in self.data.values() for tensor in split)
+        return digest(fingerprint((type(self), self.name, self.training, self.build)), *self.data, *data)
 
     def model(self, seed: int = 0) -> nn.Module:
         """A new, untrained network; the same seed gives the same weights, and no other randomness is touched."""
@@ -98,9 +101,9 @@ class Task:
     def trained(self, seed: int = 0, *, until: float = 1.0) -> nn.Module:
         """A network trained by the recipe, from the cache if it has been trained before.
 
-        The cache's key holds all that makes the result: data, recipe, seed, initial weights, the code of this folder
-        and torch's version. A file that is broken is made again, with a warning. Interrupted training goes on later.
-        Where nothing can be written, the network is trained each time, with a warning.
+        The cache's key holds all that makes the result: the task's version, seed, initial weights, the code of this
+        folder and torch's version. A file that is broken is made again, with a warning. Interrupted training goes on
+        later. Where nothing can be written, the network is trained each time, with a warning.
 
         Args:
             seed: of the initial weights and of the order of the data.
@@ -116,16 +119,8 @@ class Task:
         stop = round(until * self.training.steps)
         if stop == 0:
             return model
-        key = digest(
-            self.name,
-            self.training,
-            seed,
-            stop,
-            code_version("tasks"),
-            torch.__version__,
-            *(tensor for split in self.data.values() for tensor in split),
-            *model.state_dict().values(),
-        )
+        made_by = code_version("tasks"), torch.__version__
+        key = digest(self.version, seed, stop, *made_by, *model.state_dict().values())
         path = cache_dir() / "models" / f"{self.name}-seed{seed}-{key}.safetensors"
         try:
             model.load_state_dict(load_tensors(path)[0])

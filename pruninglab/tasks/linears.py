@@ -24,7 +24,7 @@ class Experts(nn.Module):
         self.up_proj = nn.ModuleList(map(_linear, up))
         self.down_proj = nn.ModuleList(map(_linear, packed.down_proj.detach()))
         for layer in (*self.gate_proj, *self.up_proj, *self.down_proj):
-            layer.routed = True  # which sample a token is of cannot be seen in there
+            layer.routed = True  # see `layers.is_routed`
         self.act_fn = packed.act_fn
         self.train(packed.training)
         packed.to("meta")
