@@ -202,6 +202,23 @@ def left_shape(alive: Tensor, what: str) -> list[int]:
 
 
 @contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """What a forward writes into its modules (a cache, a counter) is put back: a run on colours has no numbers."""
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in model.modules()}
+    values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        for module, (attributes, buffers) in before.items():
+            for now, then in ((vars(module), attributes), (module._buffers, buffers)):
+                now.clear()
+                now.update(then)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+@contextmanager
 def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
     """Evaluation mode, no gradients, attention in single operations; `where` always ends in the module that runs."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -222,7 +239,7 @@ def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
         undo.callback(register_module_forward_hook(leave).remove)
         undo.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
-        for context in (evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH)):
+        for context in (evaluating(model), torch.no_grad(), undisturbed(model), sdpa_kernel(SDPBackend.MATH)):
             undo.enter_context(context)
         yield
 

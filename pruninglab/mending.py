@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
-from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.colours.shadows import constants_in, numbers_in, tensors_in
 from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none, watched
 from pruninglab.slimmed import is_row
@@ -72,16 +72,21 @@ class _Beside(TorchDispatchMode):
 
     def note(self, step: Step, name: str, args: Any) -> None:
         """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
-        numbers = numbers_in(args)
-        if numbers == step.numbers or all(shadow is None for shadow in (*step.operands, *step.shadows)):
+        pairs = list(zip(step.numbers, numbers_in(args), strict=False))
+        constants = constants_in(args)
+        pairs += [(step.constants[i], constants[i]) for i in step.constants.keys() & constants.keys()]
+        changed = [(then, now) for then, now in pairs if then != now and then == then]  # a NaN is no other number
+        shadows = [shadow for shadow in step.operands if shadow is not None]
+        if not changed or not (shadows or any(shadow is not None for shadow in step.shadows)):
             return
-        colours = None if not step.operands or step.operands[0] is None else colours_of(step.operands[0])
-        attention = colours is not None and bool(torch.isin(colours, self.in_heads).all())
-        if name.rstrip("_") not in ("mul", "div") or len(numbers) != 1 or not numbers[0] or not attention:
-            what = f"{name} takes the number {numbers} instead of {step.numbers}, which depends on a width"
+        of, plain = shadows[0] if len(shadows) == 1 else None, name.rstrip("_")
+        attention = of is not None and bool(torch.isin(colours_of(of), self.in_heads).all())
+        known = plain == "mul" or (plain == "div" and step.operands[0] is not None)
+        (then, now), *others = changed
+        if of is None or not known or others or not now or not attention:
+            what = f"{name} takes the number {now:g} instead of {then:g}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
-        ratio = step.numbers[0] / numbers[0]
-        self.rescale.append((step.operands[0], 1 / ratio if name.startswith("div") else ratio))  # type: ignore[arg-type]
+        self.rescale.append((of, now / then if plain == "div" else then / now))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = function._schema.name.removeprefix("aten::"), kwargs or {}

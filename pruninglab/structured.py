@@ -69,6 +69,9 @@ def prune_structures(
     def attempt(multiple_of: int) -> tuple[Tensor, bool]:
         """The channels to remove with widths rounded like this, and whether that is near enough to the budget."""
         rankings = [rank(family, scores, replace(unit, multiple_of=multiple_of)) for family in families]
+        if amount and all(len(ranking.steps) <= ranking.floor for ranking in rankings):
+            why = "they only go all together" if unit.floor == 1 else f"none goes without the floor of {unit.floor}"
+            raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {why}")
         ladders = cache(lambda: channel_ladders(model, graph, by_name(rankings)))  # a probe knows the same ones again
         share = allocations.with_means(allocation, model, question.data, lambda _levels: ladders())
 

@@ -45,8 +45,8 @@ class Rehearsed:
 def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:
     """A smaller copy of a model without the channels, heads or blocks that masks have emptied.
 
-    Its outputs are those of the masked model. Where a norm takes its mean over channels (layer norm, RMS norm), the
-    mean is over those that are left.
+    Its outputs are those of the masked model. Where a norm takes its mean over channels (layer norm, RMS norm, group
+    norm), or the network itself does, the mean is over those that are left.
 
     Args:
         model: the network that was masked; unchanged.

@@ -1,6 +1,7 @@
 """Layers of torch that are more than one product: cut exactly, kept with a reason, or refused while nothing is lost."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -282,3 +283,118 @@ def test_otherwise_no_product_is_computed():
     model[1].register_forward_hook(lambda _module, _inputs, output: seen.append(output.device.type))
     slimmed(model, noise(4, 3))
     assert set(seen) == {"meta"}
+
+
+# ── what a forward computes beside its layers ─────────────────────────────────────────────────────────────────────
+
+
+def attention(scaled):
+    def forward(s, x):
+        x = s.i(x)
+        q, k, v = s.q(x), s.k(x), s.v(x)
+        return s.o(scaled(q @ k.transpose(1, 2), torch.tensor(k.shape[-1], dtype=x.dtype)).softmax(-1) @ v)
+
+    return Net(forward, **{name: nn.Linear(16, 16) for name in "iqkv"}, o=nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda scores, d: scores / d.sqrt(),
+        lambda scores, d: scores * d**-0.5,
+        lambda scores, d: d.rsqrt() * scores,
+        lambda scores, d: scores / math.sqrt(float(d)),
+    ],
+)
+def test_the_scale_of_attention_may_be_a_tensor(scaled):
+    torch.manual_seed(0)
+    model, x = double(attention(scaled), noise(4, 3, 16))
+    small, graph, removed, _ = slimmed(model, x)
+    assert small.q.weight.shape[0] == 8
+    assert relative_error(masked_outputs(model, graph, removed, x), small(x)) <= EXACT
+
+
+def test_elsewhere_a_number_that_depends_on_a_width_is_refused():
+    def forward(s, x):
+        h = s.a(x).relu()
+        return s.b(h * torch.tensor(h.shape[-1]).rsqrt())
+
+    model = Net(forward, a=nn.Linear(16, 8), b=nn.Linear(8, 2))
+    before = snapshot(model)
+    with pytest.raises(GraphError, match=r"mul takes the number 0\.5 instead of 0\.353553, which depends on a width"):
+        prune(model, unit="channel", sparsity=0.5, example_inputs=noise(4, 16))
+    assert same(before, snapshot(model))
+
+
+SPOILING = {
+    "hardtanh above zero": lambda h: F.hardtanh(h, 1, 6),
+    "threshold to two": lambda h: F.threshold(h, 0.5, 2.0),
+    "a power of two": lambda h: 2**h,
+    "a quotient": lambda h: 1 / (h.abs() + 1),
+    "to the power of zero": lambda h: h**0,
+    "batch norm without parameters": lambda h: F.batch_norm(h, *torch.ones(2, 8).to(h)),
+    "padding with ones": lambda h: F.pad(h[..., None], (0, 1), value=1.0).sum(-1),
+}
+SPARING = {
+    "hardtanh": lambda h: F.hardtanh(h, -1, 6),
+    "threshold to zero": lambda h: F.threshold(h, 0.5, 0.0),
+    "a power": lambda h: h**3,
+    "gelu": lambda h: F.gelu(h, approximate="tanh"),
+    "clamp": lambda h: h.clamp(-1, 1),
+    "padding": lambda h: F.pad(h[..., None], (0, 1)).sum(-1),
+}
+
+
+@pytest.mark.parametrize("case", SPOILING | SPARING)
+def test_channels_are_summed_as_they_are_only_if_masked_ones_are_zero(case):
+    def forward(s, x):
+        h = (SPOILING | SPARING)[case](s.a(x))
+        return s.b(h) + h.sum(-1, keepdim=True)
+
+    torch.manual_seed(0)
+    model, x = double(Net(forward, a=nn.Linear(16, 8), b=nn.Linear(8, 2)), noise(4, 16))
+    if case in SPOILING:
+        with pytest.raises(GraphError, match="sum runs over channels"):
+            prune(model, unit="channel", sparsity=0.5, example_inputs=x)
+        return
+    small, graph, removed, _ = slimmed(model, x)
+    assert relative_error(masked_outputs(model, graph, removed, x), small(x)) <= EXACT
+
+
+def test_channels_that_only_go_all_together_cannot_go():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3), nn.Conv2d(8, 2, 3))
+    with pytest.raises(GraphError, match="they only go all together"):
+        prune(model, unit="channel", sparsity=0.5, example_inputs=noise(1, 3, 8, 8))
+
+
+class Remembering(nn.Module):
+    """Fills a cache when it is first called, counts its calls in training, and has a head for training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.extra = nn.Linear(16, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+        self.register_buffer("rates", torch.rand(16))
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", None)
+        self.table = self.last = None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = (torch.arange(float(len(x)))[:, None] * self.rates).cos()
+        if self.training:
+            self.calls += 1
+            self.mean = x.mean()
+        self.last = self.a(x + self.table[: len(x)])
+        return (self.b(self.last), self.extra(self.last)) if self.training else self.b(self.last)
+
+
+def test_what_a_forward_remembers_is_as_before():
+    model, x = Remembering().eval(), noise(4, 16)
+    before = snapshot(model)
+    channel_groups(model, x)
+    assert same(before, snapshot(model))
+    assert model.table is model.last is model.mean is None
+    prune(model, unit="channel", sparsity=0.5, example_inputs=x)
+    assert model.table is model.last is model.mean is None
+    assert int(model.calls) == 0
+    assert model(x).isfinite().all()

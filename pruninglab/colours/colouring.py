@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step
-from pruninglab.colours.shadows import numbers_in, tensors_in
+from pruninglab.colours.shadows import constants_in, numbers_in, tensors_in
 from pruninglab.colours.shapes import PRODUCTS, home_of, shapes_only
 
 MOVES = frozenset(
@@ -63,10 +63,12 @@ class Colouring(Palette, TorchDispatchMode):
         self.work = None
         if leaves or any(shadow is not None for shadow in operands) or name in PRODUCTS:
             rule_for(name, function)(self, name, out, args, kwargs)
-            if elementwise.loses_zeros(self, name, function, args, tensors):
+            if elementwise.loses_zeros(self, name, function, args, kwargs, tensors):
                 self.not_zero.update(dict.fromkeys(tensors_in(out), True))
         shadows = [self.shadow(result) for result in tensors_in(out)]
-        self.steps.append(Step(name, shadows, numbers_in(args), operands, self.work))
+        # A run with numbers cannot tell what was computed from a size from what was computed from activations.
+        constants = constants_in(args) if self.light and torch.Tag.pointwise in function.tags else {}
+        self.steps.append(Step(name, shadows, numbers_in(args), constants, operands, self.work))
         return out
 
     def finish(self, outputs: Any) -> None:

@@ -12,15 +12,11 @@ from pruninglab.colours.shadows import narrow, tensors_in
 ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  # may run over channels, as in a norm
 LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
 SUMMING = frozenset("mm bmm addmm baddbmm linear matmul convolution embedding".split())
-KEEPING_ZERO = frozenset(
-    "relu mul neg abs pow sqrt tanh silu gelu hardswish hardtanh leaky_relu elu sin square div erf mish threshold sign "
-    "native_dropout selu celu expm1 sinh asinh atan relu6 clamp_max hardshrink softshrink trunc round floor ceil sgn "
-    "log1p tan asin atanh erfinv".split()
-)
+KEEPING_ZERO = frozenset("mul div native_dropout".split())  # with another tensor too, if the first is zero
 ADDING = frozenset("add sub rsub where maximum minimum masked_fill lerp addcmul addcdiv clamp clamp_min".split())
 
 
-def loses_zeros(c: Palette, name: str, function: Any, args: Any, tensors: list[Tensor]) -> bool:
+def loses_zeros(c: Palette, name: str, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
     """Whether a result need not be zero where a channel is masked: exp(0) is 1, and x + 1 is not zero either.
 
     That does not matter for a layer that reads it, whose weights for this channel are masked as well; it does where
@@ -32,10 +28,19 @@ def loses_zeros(c: Palette, name: str, function: Any, args: Any, tensors: list[T
     if plain == "mul":
         return len(spoilt) == len(coloured) > 0
     if torch.Tag.pointwise in function.tags and plain not in ("clone", "_to_copy") and coloured:
+        if spoilt:
+            return True
+        if len(tensors) == 1:
+            zero = coloured[0].new_zeros((), device="cpu")
+            result = function(*(zero if arg is coloured[0] else arg for arg in args), **kwargs)
+            return bool(tree_leaves(result)[0] != 0)
         if plain in ADDING:
-            numbers = [arg for arg in args if isinstance(arg, (int, float)) and arg != 0]
-            return bool(spoilt) or len(coloured) < len(tensors) or (bool(numbers) and len(tensors) == 1)
-        return bool(spoilt) or plain not in KEEPING_ZERO
+            return len(coloured) < len(tensors)
+        return plain not in KEEPING_ZERO or tensors[0] is not coloured[0]
+    if "batch_norm" in plain and coloured and args[1] is None:  # nothing of its own that could be masked
+        return not (isinstance(args[5], bool) and args[5])  # an instance norm's own statistics leave a zero
+    if plain == "constant_pad_nd" and coloured and len(args) > 2 and args[2]:
+        return True
     return bool(spoilt) and plain not in SUMMING and "norm" not in plain
 
 

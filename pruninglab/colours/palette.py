@@ -15,11 +15,15 @@ from pruninglab.layers import named_tensors
 
 @dataclass
 class Step:
-    """One operation of the watched run: its name, the shadows of its results, the numbers and shadows that it used."""
+    """One operation of the watched run: its name, the shadows of its results, the numbers and shadows that it used.
+
+    `constants` are numbers too, but in tensors of one element: by their place among the arguments.
+    """
 
     name: str
     shadows: list[Tensor | None]
     numbers: tuple[float, ...]
+    constants: dict[int, float]
     operands: list[Tensor | None]
     work: "Work | None"
 

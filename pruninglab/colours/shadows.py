@@ -23,6 +23,12 @@ def numbers_in(args: Iterable[Any]) -> tuple[float, ...]:
     return tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))
 
 
+def constants_in(args: Iterable[Any]) -> dict[int, float]:
+    """The numbers in tensors of one element, by their place among the arguments, where there are any."""
+    held = {i: arg for i, arg in enumerate(args) if isinstance(arg, Tensor) and arg.numel() == 1 and not arg.is_meta}
+    return {i: float(arg) for i, arg in held.items() if not arg.is_complex()}
+
+
 def along(colours: Tensor, dim: int, ndim: int) -> Tensor:
     """A vector as a tensor of `ndim` dimensions, all of size 1 but `dim`."""
     return colours.view([-1 if d == dim else 1 for d in range(ndim)])
