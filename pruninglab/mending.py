@@ -18,8 +18,9 @@ from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.moves import SPLITS
 from pruninglab.colours.shadows import constants_in, numbers_in, tensors_in
 from pruninglab.colours.shapes import shapes_only
-from pruninglab.graph import Graph, GraphError, or_none, watched
+from pruninglab.graph import Graph, GraphError, or_none
 from pruninglab.slimmed import is_row
+from pruninglab.watching import watched
 
 TRIES = 200  # how many numbers of a model are tried before it is said that they cannot be mended
 
