@@ -173,7 +173,9 @@ def test_ctrl_c_in_a_shell(tmp_path, data_folder):
     line = [sys.executable, "-m", "pruninglab", "compare", f"{tmp_path}/slow.py:slow", *QUICK]
     paths = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": paths}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **pipes, env=environment, preexec_fn=heard) as process:
         end = time.monotonic() + 60
         while not (tmp_path / "begun").exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
