@@ -138,8 +138,7 @@ def compare(
     for place, answers in settings.items():
         own_levels, shared = _checked(answers, levels, common)
         home = shared["task"]
-        if homes.setdefault(home.name, home) is not home:
-            raise ValueError(f"two tasks share the name {home.name!r}")
+        homes[home.name] = home
         for seed, level, i in product(which, own_levels, range(len(functions))):
             own: Shared = {"criterion": functions[i], "statistics": {}, "sparsity": level, "seed": seed}
             runs[(place, seed, level, i)] = Run(**shared, **common, **own)

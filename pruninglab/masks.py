@@ -185,9 +185,12 @@ class Masks(Mapping[str, Tensor]):
         are anyway. Outside the block nothing holds the zeros in place.
 
         Raises:
+            TypeError: this is no optimizer.
             RuntimeError: the masks were never applied, or to a model of which this optimizer holds nothing, or whose
             parameters have been replaced since.
         """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"enforced takes the optimizer that steps, not {type(optimizer).__name__}")
         alive = self.weights()
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         names = [name for name, parameter in alive.items() if id(parameter) in stepped]

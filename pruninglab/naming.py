@@ -51,6 +51,11 @@ def whole(kind: str, number: Any) -> int:
         raise TypeError(f"{kind} must be a whole number, not {number!r}") from None
 
 
+def is_built_in(function: Any, package: str = "pruninglab") -> bool:
+    """Whether a function stands in this library, or in one package of it."""
+    return str(getattr(function, "__module__", "")).startswith(f"{package}.")
+
+
 def label(answer: Any) -> str:
     """The name under which an answer (a string, a function, a `functools.partial` of one) appears in tables."""
     if answer is None:

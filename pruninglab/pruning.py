@@ -201,7 +201,7 @@ def check_budget(**amounts: Any) -> tuple[str, float]:
     kind, amount = one_budget(**amounts)
     if kind == "sparsity":
         return kind, check_sparsity(amount)
-    if isinstance(amount, bool) or not amount > 0:
+    if isinstance(amount, bool) or not isinstance(amount, Real) or not amount > 0:
         raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
     return kind, float(amount)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pruninglab import criteria
 from pruninglab.criteria import Scores
 from pruninglab.layers import Exclude, Layer
+from pruninglab.naming import whole
 from pruninglab.statistics import Data, Loss, collect
 
 
@@ -30,5 +31,9 @@ def layer_scores(
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
-    """A generator as it is, or a new one with this seed."""
-    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(int(seed))
+    """A generator as it is, or a new one with this seed.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(whole("seed", seed))

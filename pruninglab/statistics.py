@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 
 from pruninglab.batches import batches, length, to_device
 from pruninglab.layers import Exclude, Layer, entries, like_weight, prunable
-from pruninglab.naming import lookup, unknown
+from pruninglab.naming import is_built_in, lookup, unknown
 from pruninglab.progress import progress
 from pruninglab.recording import MAPS, RECORDED, Following, Recorder, observed, recording
 
@@ -100,7 +100,7 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
     if function is None:
         return lambda decorated: statistic(decorated, finish=finish)
     taken = STATISTICS.get(function.__name__)
-    if taken and _built_in(taken.batch) and not _built_in(function):
+    if taken and is_built_in(taken.batch) and not is_built_in(function):
         raise ValueError(f"{function.__name__!r} is a built-in statistic: give yours a name of its own")
     arguments = inspect.signature(function).parameters
     known = OF_MODEL if "model" in arguments else INGREDIENTS
@@ -115,10 +115,6 @@ def statistic(function: Any = None, *, finish: Callable[..., Tensor] | None = No
             raise unknown(f"argument of finish in statistic {function.__name__!r}:", name, FINISHING)
     STATISTICS[function.__name__] = Statistic(function.__name__, function, finish, needs)
     return function
-
-
-def _built_in(function: Callable[..., Any]) -> bool:
-    return function.__module__.startswith("pruninglab.")
 
 
 # ── the statistics ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -300,7 +296,7 @@ def _initial_weight(name: str, layer: Layer, initial: Any) -> Tensor:
     if name not in state or state[name].shape != layer.weight.shape:
         there = tuple(state[name].shape) if name in state else "missing"
         raise ValueError(f"initial does not fit the model: {name} is {tuple(layer.weight.shape)} here, {there} there")
-    return state[name].detach().to(layer.weight, copy=True)  # a criterion may work in place
+    return state[name].detach().to(layer.weight)
 
 
 def _measure(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pruninglab.files import load_tensors, save_tensors
 
+WAYS = {frozenset(parts) for parts in (["dense"], ["bitmap", "values", "shape"], ["index", "values", "shape"])}
+
 
 def pack(tensor: Tensor) -> dict[str, Tensor]:
     """What is stored for one tensor: "dense" alone, or "values" and "shape" with either "bitmap" or "index"."""
@@ -46,7 +48,14 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def save_sparse(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a state dict as one safetensors file in which zeros cost little."""
+    """Write a state dict as one safetensors file in which zeros cost little.
+
+    Raises:
+        TypeError: something in it is no tensor.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a state dict holds tensors only, but {name!r} is {type(value).__name__}")
     save_tensors(path, {f"{name}/{part}": value for name, t in state.items() for part, value in pack(t).items()})
 
 
@@ -54,10 +63,12 @@ def load_sparse(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read what `save_sparse` wrote, as a state dict.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is not whole.
+        FileNotFoundError, ValueError: there is no such file, it is not whole, or `save_sparse` did not write it.
     """
     grouped: dict[str, dict[str, Tensor]] = {}
     for name, value in load_tensors(path)[0].items():
         owner, _, part = name.rpartition("/")
         grouped.setdefault(owner, {})[part] = value
+    if not all(frozenset(parts) in WAYS for parts in grouped.values()):
+        raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that save_sparse wrote")
     return {name: unpack(parts) for name, parts in grouped.items()}

@@ -234,6 +234,7 @@ def test_a_budget_that_cannot_be_met(budget):
         ({"params": -3}, "params=-3 is no budget"),
         ({"latency_ms": 0.0}, "latency_ms=0.0 is no budget"),
         ({"flops": True}, "flops=True is no budget"),
+        ({"params": "x"}, "params='x' is no budget"),
         ({"sparsity": 50}, r"in \[0, 1\)"),
         ({"sparsity": -0.1}, r"in \[0, 1\)"),
     ],

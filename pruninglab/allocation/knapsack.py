@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 EPS = 1e-12  # of the value compared: smaller differences are rounding
+FEW = 30  # options to choose from: so many take no time, and each further one takes more than the last
 LIMIT = 2_000_000  # partial allocations held at a time; beyond, the search gives up its proof
 
 
@@ -91,8 +92,9 @@ def core(
     An allocation is above the bound by the sum of its reduced costs, and by `slope` for each unit of the budget that it
     leaves. Row after row, a list of partial allocations (cost, distortion, sum of reduced costs) is extended by each
     option that is near enough. Those that another one beats in cost and distortion are dropped, and so are those that
-    must end up above the budget, or too far above the bound whatever follows. Rows whose options differ most in cost
-    come first, for then few ways to end up are left soon.
+    must end up above the budget, or too far above the bound whatever follows: a change of cost by the rows to come is
+    not had for less than the least reduced cost per unit among them. Rows that change it for the least come first, for
+    then few ways to end up are left soon.
     """
     alive = reduced <= radius
     picks, count = alive.argmax(1), alive.sum(1)
@@ -100,21 +102,28 @@ def core(
         return None, True
     settled = np.flatnonzero(count == 1)  # nothing to choose there
     open_rows = np.flatnonzero(count > 1)
-    cheapest = np.where(alive[open_rows], costs[open_rows], np.iinfo(np.int64).max).min(1)
-    dearest = np.where(alive[open_rows], costs[open_rows], 0).max(1)
-    order = np.argsort(cheapest - dearest, kind="stable")
-    open_rows = open_rows[order]
-    least, most = (np.append(np.cumsum(ends[order][::-1])[::-1], 0) for ends in (cheapest, dearest))  # still to come
+    if not len(open_rows):
+        return (picks if costs[settled, picks].sum() <= budget else None), True
+    usual = costs[open_rows, reduced[open_rows].argmin(1)]
+    change = np.where(alive[open_rows], costs[open_rows] - usual[:, None], 0)
+    each = reduced[open_rows] / np.maximum(np.abs(change), 1)  # for one unit of cost more, or less
+    less, more = np.where(change < 0, each, np.inf).min(1), np.where(change > 0, each, np.inf).min(1)
+    order = np.minimum(less, more).argsort(kind="stable")
+    open_rows, usual, less, more = open_rows[order], usual[order], less[order], more[order]
+    later = usual.sum() - usual.cumsum()  # what the rows after each one cost if each does as it likes best
+    less, more = (np.append(np.minimum.accumulate(ends[:0:-1])[::-1], np.inf) for ends in (less, more))
+    less, more = np.minimum(less, 2 * radius + 1.0), np.minimum(more, slope)
     cost = costs[settled, picks[settled]].sum(keepdims=True)
     distortion = distortions[settled, picks[settled]].sum(keepdims=True)
     lost = reduced[settled, picks[settled]].sum(keepdims=True)
     steps: list[tuple[int, Ints, Ints, int]] = []
-    for row, low, high in zip(open_rows.tolist(), least[1:].tolist(), most[1:].tolist(), strict=True):
+    rest = zip(open_rows.tolist(), (budget - later).tolist(), more.tolist(), (-less).tolist(), strict=True)
+    for row, goal, up, down in rest:
         options, n = np.flatnonzero(alive[row]), len(cost)
         new_cost = np.add.outer(costs[row, options], cost).ravel()
         new_lost = np.add.outer(reduced[row, options], lost).ravel()
-        room = budget - new_cost
-        left = np.flatnonzero((room >= low) & (new_lost + slope * np.maximum(room - high, 0) <= radius))
+        spare = goal - new_cost
+        left = np.flatnonzero(new_lost + spare * np.where(spare > 0, up, down) <= radius)
         if not len(left):
             return None, True
         left = left[new_cost[left].argsort(kind="stable")]  # which is quick on what is sorted in parts
@@ -126,8 +135,6 @@ def core(
         cost, lost = new_cost[left], new_lost[left]
         steps.append((row, options, left, n))
     best_end = int(distortion.argmin())
-    if cost[best_end] > budget:  # every row was settled
-        return None, True
     for row, options, left, n in reversed(steps):
         option, best_end = divmod(int(left[best_end]), n)
         picks[row] = options[option]
@@ -161,5 +168,5 @@ def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> 
             picks, value = better, found
         if value - bound <= radius + rounding:
             break
-        radius *= 2
+        radius *= 4 if (reduced <= radius).sum() < len(costs) + FEW else 1.5
     return picks, value, slope

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pruninglab.naming import label, resolve, unknown
+from pruninglab.naming import is_built_in, label, resolve, unknown
 from pruninglab.statistics import STATISTICS
 
 Criterion = Callable[..., Tensor]
@@ -26,6 +26,7 @@ C = TypeVar("C", bound=Criterion)
 
 CRITERIA: dict[str, Criterion] = {}
 OF_BLOCKS = ("block_input", "block_output")  # what a criterion of whole blocks may ask for (unit "layer")
+OF_MODELS = ("weight", "initial_weight")  # statistics that are the parameters themselves
 PIECE = 1 << 17  # weights scored at a time where that is possible: they stay in the processor's cache
 
 
@@ -41,15 +42,11 @@ def criterion(function: C) -> C:
     name = function.__name__
     needs(function)
     taken = CRITERIA.get(name)
-    if taken is not None and _built_in(taken) and not _built_in(function):
+    if taken is not None and is_built_in(taken, __package__) and not is_built_in(function, __package__):
         warnings.warn(f"{name!r} is built in and keeps its name; pass your function itself", stacklevel=2)
     else:
         CRITERIA[name] = function
     return function
-
-
-def _built_in(function: Criterion) -> bool:
-    return getattr(function, "__module__", "").startswith("pruninglab.criteria.")
 
 
 def find(answer: str | Criterion) -> Criterion:
@@ -150,8 +147,10 @@ def score(
     if lazy:
         lazy.reject_nan()
         return lazy
-    # A copy of the weight, so that a criterion that works in place (`weight.abs_()`) does not change the model.
-    known: dict[str, Any] = {**statistics, "weight": weight.clone(), "generator": generator}
+    known: dict[str, Any] = {**statistics, "generator": generator}
+    for need in OF_MODELS:
+        if need in known:  # a criterion may work in place (`weight.abs_()`)
+            known[need] = known[need].clone()
     scores = function(**{need: known[need] for need in needs(function)})
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
