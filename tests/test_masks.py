@@ -368,6 +368,12 @@ def test_enforced_follows_the_model_last_applied_to(mlp, masks, batch):
         pass
 
 
+def test_enforced_wants_the_optimizer(mlp, masks):
+    masks.apply(mlp)
+    with pytest.raises(TypeError, match="takes the optimizer that steps, not Sequential"), masks.enforced(mlp):
+        pass
+
+
 def test_enforced_in_bfloat16(masks, batch, mlp):
     mlp.bfloat16()
     masks.apply(mlp)

@@ -383,6 +383,7 @@ BAD = {
         ValueError,
         "unknown allocation.*Did you mean 'global'",
     ),
+    "seed as text": (network, {"sparsity": 0.5, "seed": "a"}, TypeError, "seed must be a whole number, not 'a'"),
     "allocation of a wrong kind": (network, {"sparsity": 0.5, "allocation": 3}, TypeError, "a name or a function"),
     "two budgets": (network, {"sparsity": 0.5, "params": 100}, ValueError, "exactly one budget.*got sparsity, params"),
     "no budget": (network, {}, ValueError, "exactly one budget.*got none"),

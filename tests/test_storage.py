@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruninglab import Masks
 from pruninglab.storage import load_sparse, pack, save_sparse, unpack
 
 DTYPES = [
@@ -108,3 +109,13 @@ def test_a_missing_or_broken_file(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_sparse(path)
+
+
+def test_a_file_of_something_else_is_refused_and_so_is_what_is_no_tensor(tmp_path):
+    path = tmp_path / "masks.safetensors"
+    Masks({"fc.weight": torch.ones(2, 2, dtype=torch.bool)}).save(path)
+    with pytest.raises(ValueError, match="not one that save_sparse wrote"):
+        load_sparse(path)
+    with pytest.raises(TypeError, match="tensors only, but 'steps' is int"):
+        save_sparse({"w": torch.ones(2), "steps": 3}, path)
+    assert Masks.load(path).total() == 4, "what was there stays"
