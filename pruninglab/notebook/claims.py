@@ -18,7 +18,7 @@ from pruninglab.versus import interval
 
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "cannot be told"
 SIGNS = {HOLDS: "✔", FAILS: "✘", OPEN: "?"}
-ENOUGH_SEEDS = 5  # with fewer, an undecided claim is no error: the reader asked for a quick look
+ENOUGH_SEEDS = 5  # with fewer (a quick look), or of times on a busy machine, it is no error whether a claim can be told
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def claim(
         below: claims that the mean is less than this.
         equals: claims that `values` is exactly this; for counts and bytes.
         unit: written behind the numbers; "%" and "points" multiply fractions by 100.
-        over: what there is one value for, in the singular ("seed", "round"); written behind their number.
+        over: what there is one value for, in the singular ("seed"; "round" where time was measured); written behind
+            their number.
         expect: the verdict that the chapter states, one of "holds", "does not hold here" and "cannot be told".
         source: whose claim it is, and of which year; shown behind the sentence.
         why: why it does not show here; shown only if it does not.
@@ -141,8 +142,8 @@ def claim(
     _record(record)
     measured = ", ".join(filter(None, (effect(record), count(record)))) + f" (claimed: {claimed(record)})"
     found = Claim(sentence, measured, verdict, source, why)
-    undecided = verdict == OPEN and seeds < ENOUGH_SEEDS
-    if strict() and verdict != expect and not undecided:
+    unsure = OPEN in (verdict, expect) and (seeds < ENOUGH_SEEDS or over == "round")
+    if strict() and verdict != expect and not unsure:
         raise AssertionError(f"the chapter states that this {expect}:\n{found}")
     return found
 

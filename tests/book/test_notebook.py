@@ -78,6 +78,10 @@ def test_while_tested_an_unexpected_verdict_is_an_error(monkeypatch):
     with pytest.raises(AssertionError, match="cannot be told"):
         claim("A sentence.", [1.0, 1.1, 0.9, 1.0, 1.0], above=1)
     claim("With two seeds, undecided is no error.", [0.9, 1.1], above=1)
+    claim("Nor that what could not be told with more now can.", [3.0, 3.1], above=1, expect="cannot be told")
+    claim("Nor on a busy machine.", [0.9, 1.1, 3.0, 1.2, 5.0], above=1.3, over="round")
+    with pytest.raises(AssertionError, match="does not hold here"):
+        claim("But a time that is clearly another is.", [1.0, 1.1, 0.9], above=2, over="round")
     claim("A chapter may state that it fails.", [1.0, 1.1, 0.9], above=2, expect="does not hold here")
     with pytest.raises(AssertionError):
         claim("A claim that unexpectedly holds.", [3.0, 3.1, 2.9], above=2, expect="does not hold here")
