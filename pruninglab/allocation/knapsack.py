@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 EPS = 1e-12  # of the value compared: smaller differences are rounding
-FEW = 30  # options to choose from: so many take no time, and each further one takes more than the last
+FEW = 60  # options that a core begins with, beside the best of each row: so many take no time
 LIMIT = 2_000_000  # partial allocations held at a time; beyond, the search gives up its proof
 
 
@@ -150,7 +150,8 @@ def lagrangian(costs: Ints, distortions: Floats, budget: int) -> tuple[Ints, flo
 def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> tuple[Ints, float, float]:
     """The optimum: (option of each row, lower bound, slope); the bound is the optimum itself if that was proved.
 
-    The core's radius begins small and grows until it has reached the gap, or what is left of it.
+    The core begins with few options, those that lose least, and takes in half as many again until its radius has
+    reached the gap, or what is left of it.
     """
     rows = np.arange(len(costs))
     picks, bound, slope = lagrangian(costs, distortions, budget)
@@ -158,9 +159,9 @@ def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> 
     reduced = charged - charged.min(1, keepdims=True)
     value = float(distortions[rows, picks].sum())
     rounding = EPS * max(abs(value), abs(bound))
-    radius = (value - bound) / 16
+    near, n = np.sort(reduced[reduced <= value - bound])[len(costs) :], FEW
     while value - bound > rounding:
-        radius = min(radius, value - bound)
+        radius = min(value - bound, near[n] if n < len(near) else np.inf)
         better, sure = core(costs, distortions, budget, reduced, slope, radius + rounding, limit)
         if not sure:
             return picks, bound, slope
@@ -168,5 +169,5 @@ def exact(costs: Ints, distortions: Floats, budget: int, limit: int = LIMIT) -> 
             picks, value = better, found
         if value - bound <= radius + rounding:
             break
-        radius *= 4 if (reduced <= radius).sum() < len(costs) + FEW else 1.5
+        n += n // 2
     return picks, value, slope
