@@ -3,8 +3,8 @@
     python benchmarks/icbs.py --data FOLDER [--seeds 3] [--steps 30]
 
 FOLDER is that of `rate_distortion.py --data`. Each row begins with the magnitude mask of an allocation and exchanges
-weights in so many blocks, without any training (some 40 minutes in all). Rows are stored as soon as they are there (in the library's cache folder); an interrupted run goes
-on. The table goes to results/icbs.md.
+weights in so many blocks, without any training (some 40 minutes in all). Rows are stored as soon as they are there (in
+the library's cache folder); an interrupted run goes on. The table goes to results/icbs.md.
 """
 
 import argparse
@@ -102,9 +102,9 @@ def write(table: list[tuple[float, str, dict[str, Any], list[dict[str, Any]]]], 
         f"# iCBS on ResNet-20 for CIFAR-10 (torch {torch.__version__}, one thread, {date.today()})",
         "",
         "Magnitude within each layer at the densities of an allocation, before and after weights were exchanged in "
-        f"{steps} blocks of 512 (`recipe('icbs')`, its other defaults; batches of 200 of 4,000 training images), mean ± "
-        f"std over {seeds} draws of batches. Nothing is trained. Accuracy on 2,000 test images, which leaves ± 0.7 to "
-        "1.1 points open; *norms anew*: after the statistics of batch norms were measured on the training images. "
+        f"{steps} blocks of 512 (`recipe('icbs')`, its other defaults; batches of 200 of 4,000 training images), mean "
+        f"± std over {seeds} draws of batches. Nothing is trained. Accuracy on 2,000 test images, which leaves ± 0.7 "
+        "to 1.1 points open; *norms anew*: after the statistics of batch norms were measured on the training images. "
         "Exchanged: of the kept weights. Seconds are the processor's, of iCBS alone.",
         "",
         "| sparsity | densities of | before, % | after, % | norms anew, before, % | after, % | exchanged | seconds |",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pruninglab.layers import prunable
 from pruninglab.masks import Masks, write_zeros
 from pruninglab.naming import unknown
+from pruninglab.watching import own_forward
 
 KINDS = ("lora", "mask", "scale")
 
@@ -144,7 +145,7 @@ class Adapted(nn.Module):
         """While the block runs, the layers' `forward` is that of their adapters; the layers' hooks go on working."""
         with ExitStack() as undo:
             for layer, adapter in self.users:  # several where layers share a weight
-                undo.callback(_put_back, layer, layer.__dict__.get("forward"))
+                undo.enter_context(own_forward(layer))
                 layer.forward = partial(adapter, layer)  # type: ignore[method-assign]
             yield
 
@@ -199,9 +200,3 @@ def _linear_layers(model: nn.Module, masks: Masks | None, names: Iterable[str] |
         whose = f"this {type(model).__name__}" if masks is None else "the masks' layers"
         raise ValueError(f"adapters stand beside linear layers, of which there is none among {whose}")
     return found
-
-
-def _put_back(layer: nn.Linear, forward: Any) -> None:
-    layer.__dict__.pop("forward", None)
-    if forward is not None:
-        layer.forward = forward  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ from pruninglab.statistics import STATISTICS
 from pruninglab.store import Store
 from pruninglab.tasks import Task, together
 from pruninglab.tasks.workers import spread, workers
-from pruninglab.units import Grouping, Pattern, Structure
+from pruninglab.units import Pattern, Structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,6 @@ BASELINES = ("random", "magnitude")
 SAVE_EVERY = 0.5  # seconds: what an interruption can cost at most, beside the runs that it interrupts
 SIDE_BY_SIDE = 10  # runs that train as one: more would hardly be quicker, and an interruption would lose more
 ANSWERS = ("task", "unit", "allocation", "schedule", "recovery")
-Unit = str | Pattern | Grouping | Structure
 Runs = dict[Any, Run]
 Shared = dict[str, Any]  # of `Run`'s attributes those that runs have in common
 
@@ -52,7 +51,7 @@ def compare(
     *,
     task: str | Task | list[str | Task] = "digits-mlp",
     sparsity: float | Iterable[float] = (0.5, 0.8, 0.9, 0.95),
-    unit: Unit | list[Unit] = "weight",
+    unit: units.Answer | list[units.Answer] = "weight",
     allocation: str | Allocation | list[str | Allocation] = "global",
     schedule: str | Schedule | list[str | Schedule] = "one_shot",
     recovery: str | Recovery | list[str | Recovery | None] | None = None,

@@ -9,17 +9,13 @@ from pruninglab.batches import batches
 from pruninglab.layers import Exclude, Layer, prunable
 from pruninglab.recording import Following, observed, recording
 from pruninglab.relevance import relevance as explain
-from pruninglab.statistics import cross_entropy, reject_silent, run, statistic
+from pruninglab.statistics import cross_entropy, mean_over_samples, reject_silent, run, statistic
 
 Values = dict[str, Tensor]
 CONSTANT = 1e-12  # of its mean square: a variance below this is rounding
 
 
-def _mean_over_samples(total: Tensor, samples: int) -> Tensor:
-    return total / samples
-
-
-@statistic(finish=_mean_over_samples)
+@statistic(finish=mean_over_samples)
 def map_taylor(maps: list[Tensor], map_grads: list[Tensor]) -> Tensor:
     """|Σ over positions of map × gradient|: how much a sample's loss changes, to first order, when the map is zero.
 
@@ -29,7 +25,7 @@ def map_taylor(maps: list[Tensor], map_grads: list[Tensor]) -> Tensor:
     return torch.stack(changes).sum(0).abs().sum(0)
 
 
-@statistic(finish=_mean_over_samples)
+@statistic(finish=mean_over_samples)
 def map_rank(maps: list[Tensor]) -> Tensor:
     """Mean rank of the feature map, seen as a matrix of its last two dimensions.
 

@@ -77,6 +77,9 @@ class Graph:
         inputs: what the model was run on.
         rehearsed: what `surgery.cut` keeps of the last choice of channels.
         colouring: the run itself.
+        whole_heads: as in `trace`.
+        sizes: parameter or buffer → how many numbers it holds.
+        number: colour → channel, −1 for none.
     """
 
     cuts: dict[str, list[Tensor]]
@@ -87,7 +90,6 @@ class Graph:
     colouring: Colouring
     inputs: Any = None
     whole_heads: bool = False
-    untouched: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     number: Tensor = field(default_factory=lambda: torch.zeros(0))
     rehearsed: Any = None
@@ -229,9 +231,9 @@ def trace(
         colouring = _coloured(model, inputs, whole_heads, light=False)
     graph = _numbered(colouring, model, entries(exclude), whole_heads)
     graph.inputs, graph.whole_heads = inputs, whole_heads
-    graph.untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
-    if graph.untouched:
-        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in graph.untouched)
+    untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
+    if untouched:
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in untouched)
         which = ", ".join(list(layers)[:5]) + f" and {len(layers) - 5} more" * (len(layers) > 5)
         warnings.warn(
             f"example_inputs never reach {which}: nothing is known of what they read, so they stay as they are, and "

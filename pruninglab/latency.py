@@ -101,7 +101,7 @@ def _resized(layer: nn.Module, shape: torch.Size, inputs: float, outputs: float)
     if isinstance(layer, nn.Linear):
         width = max(1, round(layer.in_features * inputs))
         made: nn.Module = nn.Linear(width, max(1, round(layer.out_features * outputs)), layer.bias is not None)
-        return made, torch.randn(*shape[:-1], width)
+        return made.to(layer.weight), torch.randn(*shape[:-1], width).to(layer.weight)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     depthwise = layer.groups == layer.in_channels > 1
     into = max(1, round(layer.in_channels / layer.groups * inputs)) * layer.groups
@@ -118,5 +118,6 @@ def _resized(layer: nn.Module, shape: torch.Size, inputs: float, outputs: float)
         layer.dilation,  # type: ignore[arg-type]
         groups,
         layer.bias is not None,
+        layer.padding_mode,
     )
-    return made, torch.randn(shape[0], into, *shape[2:])
+    return made.to(layer.weight), torch.randn(shape[0], into, *shape[2:]).to(layer.weight)

@@ -84,7 +84,7 @@ def entries(exclude: Exclude | Iterable[Exclude]) -> tuple[Exclude, ...]:
     return listed
 
 
-def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = (), stacklevel: int = 3) -> None:
+def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> None:
     """Warn if more than a tenth of a model's parameters are matrices (or larger) that `prunable` does not know.
 
     Such as the weights of an `LSTM` or of attention. Embeddings do not count, nor does what `exclude` names.
@@ -92,7 +92,6 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
     Args:
         model: any module.
         exclude: as in `prunable`.
-        stacklevel: as in `warnings.warn`; 3 is the caller of the function that calls this.
     """
     exclude, known = entries(exclude), (*PRUNABLE, *EMBEDDINGS)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -109,7 +108,7 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
         warnings.warn(
             f"{sum(sizes) / total:.0%} of the parameters are not in Linear or Conv layers and stay as they are: "
             f"{which}. Name them in exclude if that is meant",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 

@@ -23,7 +23,6 @@ from pruninglab.batches import Inputs, call
 from pruninglab.files import save_tensors
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
 from pruninglab.metrics import METRICS
-from pruninglab.metrics import robustness as robustness
 from pruninglab.naming import lookup
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
@@ -308,13 +307,13 @@ def race(
 
 
 def _wait(inputs: tuple[Tensor, ...]) -> None:
-    if inputs and inputs[0].is_cuda:
+    if any(tensor.is_cuda for tensor in inputs) or torch.cuda.is_initialized():  # what is timed may hold tensors itself
         torch.cuda.synchronize()
 
 
 def accuracy(model: nn.Module, task: Task, split: str = "test") -> tuple[float, float]:
     """Accuracy and its binomial standard error √(p (1 − p) / n): what the finite test set alone leaves open."""
-    p, n = task.accuracy(model, split), len(task.data[split][1])
+    p, n = task.accuracy(model, split), task.data[split][1].numel()
     return p, math.sqrt(p * (1 - p) / n)
 
 

@@ -37,7 +37,7 @@ def prune(
     flops: float | None = None,
     latency_ms: float | None = None,
     criterion: str | criteria.Criterion = "magnitude",
-    unit: str | units.Pattern | units.Grouping | units.Structure = "weight",
+    unit: units.Answer = "weight",
     allocation: str | allocations.Allocation = "global",
     data: Data | None = None,
     loss: Loss | None = None,
@@ -50,7 +50,7 @@ def prune(
     """Choose which weights go, write zeros in their place, and return the masks.
 
     Sparsity is absolute: asking twice for 0.5 gives 0.5. The count is exact for single weights (the rounded target),
-    and within one unit for groups.
+    and within one unit for groups. "n:M" rounds each layer to a whole N below its share, so up to 1/M more goes.
 
     Args:
         model: any module with `Linear` or `Conv` layers; changed in place.
@@ -201,7 +201,7 @@ def check_budget(**amounts: Any) -> tuple[str, float]:
     kind, amount = one_budget(**amounts)
     if kind == "sparsity":
         return kind, check_sparsity(amount)
-    if isinstance(amount, bool) or not isinstance(amount, Real) or not amount > 0:
+    if isinstance(amount, bool) or not isinstance(amount, Real) or not float(amount) > 0:
         raise ValueError(f"{kind}={amount!r} is no budget: it must be a positive number")
     return kind, float(amount)
 

@@ -238,7 +238,7 @@ class _Explaining(TorchFunctionMode):
             kwargs.pop("input", None)
             return _Sharing.apply(carrying[0], lambda a: func(a, *rest, **kwargs), None, None, self.share)
         x = carrying[0]
-        scaled = name in SCALINGS and len(carrying) == 1 and (x is args[0] or "mul" in name)
+        scaled = name in SCALINGS and len(carrying) == 1 and ("mul" in name or x is next(iter(args), None))
         if name in ACTIVATIONS or scaled:
             free = tree_map(lambda leaf: leaf.detach().clone() if leaf is x else leaf, (args, kwargs))  # it may write
             y = func(*free[0], **free[1])

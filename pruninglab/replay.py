@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pruninglab.batches import Inputs, call
 from pruninglab.recording import observed, writes
+from pruninglab.watching import own_forward
 
 
 @dataclass
@@ -56,22 +57,14 @@ class Replay:
             undo.enter_context(observed(self.model))
             undo.enter_context(torch.no_grad())
             for module in set(self.model.modules()):
-                own = module.__dict__.get("forward")  # where somebody has replaced the method already
-                forward = module.forward
-                module.__dict__["forward"] = partial(self._call, module, forward)
-                undo.callback(self._restore, module, own)
+                undo.enter_context(own_forward(module))
+                module.__dict__["forward"] = partial(self._call, module, module.forward)
             self.outputs = _copied(call(self.model, self.inputs))
             self.undo = undo.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self.undo.close()
-
-    @staticmethod
-    def _restore(module: nn.Module, own: Any) -> None:
-        del module.__dict__["forward"]
-        if own is not None:
-            module.__dict__["forward"] = own
 
     def runs(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether a module that holds one of these parameters was called."""

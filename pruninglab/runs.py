@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruninglab import units
 from pruninglab.allocation import Allocation
 from pruninglab.criteria import Criterion
 from pruninglab.files import code_version
@@ -26,7 +27,6 @@ from pruninglab.schedules import Schedule
 from pruninglab.statistics import Statistic
 from pruninglab.tasks import Task, clock
 from pruninglab.tasks.training import OnStep
-from pruninglab.units import Grouping, Pattern, Structure
 
 Row = dict[str, Any]
 ALIKE = "each layer's scores are all equal: what went was decided by position"
@@ -42,7 +42,7 @@ class Run:
     task: Task
     criterion: Criterion
     statistics: dict[str, Statistic]
-    unit: str | Pattern | Grouping | Structure
+    unit: units.Answer
     allocation: Allocation
     exclude: tuple[Exclude, ...]
     schedule: Schedule

@@ -132,11 +132,12 @@ def initial_weight(initial_weight: Tensor) -> Tensor:
     return initial_weight
 
 
-def _mean_over_samples(total: Tensor, samples: int) -> Tensor:
+def mean_over_samples(total: Tensor, samples: int) -> Tensor:
+    """What a statistic finishes with that is a mean."""
     return total / samples
 
 
-@statistic(finish=_mean_over_samples)
+@statistic(finish=mean_over_samples)
 def grad(batch_grad: Tensor, batch_size: int) -> Tensor:
     """Gradient of the mean loss, shaped like the weight."""
     return batch_grad.to(torch.promote_types(batch_grad.dtype, torch.float32)) * batch_size  # sums outgrow bfloat16
@@ -148,7 +149,7 @@ def grad_norm(inputs: Tensor, output_grads: Tensor, layer: Layer) -> Tensor:
     return _sum_of_squared_sample_grads(inputs, output_grads, layer)
 
 
-@statistic(finish=_mean_over_samples)
+@statistic(finish=mean_over_samples)
 def fisher(inputs: Tensor, output_grads: Tensor, layer: Layer) -> Tensor:
     """Mean squared per-sample gradient (the diagonal of the empirical Fisher); shaped like the weight."""
     return _sum_of_squared_sample_grads(inputs, output_grads, layer)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pruninglab import allocation as allocations
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
-from pruninglab.batches import Inputs, batches, call
+from pruninglab.batches import Inputs, batches, call, length
 from pruninglab.blocks import block_masks, bypass, removable, see
 from pruninglab.channels import by_name, channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
@@ -61,10 +61,18 @@ def prune_structures(
     if question.exclude:
         prunable(model, question.exclude)  # an entry that matches nothing is an error
     if unit.name == "layer":
-        return prune_blocks(model, kind, amount, inputs, question)
-    graph, scores, families = scored_channels(model, unit, traced, question, within)
+        return prune_blocks(model, kind, amount, inputs, question, within)
+    graph, scores, families = scored_channels(model, unit, traced, question)
     total = sum(family.channels for family in families)
-    cost = None if kind == "sparsity" else _cost(kind, model, graph)
+    gone = torch.zeros(graph.n, dtype=torch.bool)
+    if within is not None and within.kept() < within.total():
+        gone = emptied(model, within, graph)
+        scores[gone] = -torch.inf
+    price = None if kind == "sparsity" else _cost(kind, model, graph)
+
+    def left(removed: Tensor) -> float:
+        """How many channels stay, or what they cost."""
+        return total - int(removed.sum()) if price is None else price(removed | gone)
 
     def attempt(multiple_of: int) -> tuple[Tensor, bool]:
         """The channels to remove with widths rounded like this, and whether that is near enough to the budget."""
@@ -76,17 +84,23 @@ def prune_structures(
         share = allocations.with_means(allocation, model, question.data, lambda _levels: ladders())
 
         def pick(n: int) -> Tensor:
-            return choose(graph, rankings, scores, n, share)
+            return choose(graph, rankings, scores, n, share) | gone
 
-        if cost is None:
-            keep = int(total * (1 - amount) + 0.5)
+        if price is None:
+            step = max(max(ranking.sizes) for ranking in rankings)
+            keep = n = int(total * (1 - amount) + 0.5)
+            if keep > left(gone) + step:
+                raise BudgetError(f"{keep} channels were to be kept, but `within` has only {left(gone)} left")
             removed = pick(keep)
-            return removed, abs(total - int(removed.sum()) - keep) <= max(max(r.sizes) for r in rankings)
+            while (lacking := keep - int(left(removed))) > step and n < total:  # gone where they would stay by now
+                n = min(n + lacking, total)
+                removed = pick(n)
+            return removed, abs(left(removed) - keep) <= step
         with quietly():
-            removed = search(cost, pick, sum(ranking.least for ranking in rankings), total, amount)
-        if abs(cost(removed) - amount) > CLOSE * amount:
-            removed = nearest(cost, rankings, removed, amount)
-        return removed, abs(cost(removed) - amount) <= CLOSE * amount
+            removed = search(left, pick, sum(ranking.least for ranking in rankings), total, amount)
+        if abs(left(removed) - amount) > CLOSE * amount:
+            removed = nearest(left, rankings, removed, amount) | gone
+        return removed, abs(left(removed) - amount) <= CLOSE * amount
 
     try:
         removed, near = attempt(unit.multiple_of)
@@ -104,7 +118,7 @@ def prune_structures(
 
 
 def scored_channels(
-    model: nn.Module, unit: Structure, example_inputs: Inputs | Graph, question: Question, within: Masks | None = None
+    model: nn.Module, unit: Structure, example_inputs: Inputs | Graph, question: Question
 ) -> tuple[Graph, Tensor, list[Family]]:
     """The channels of a model, their scores, (channels,), and the families that can be removed.
 
@@ -120,16 +134,17 @@ def scored_channels(
         scores = torch.rand(graph.n, generator=generator_of(question.seed), dtype=torch.float64)
     else:
         scores = channel_scores(graph, _layer_scores(model, graph, question), unit)
-    if within is not None:
-        scores[emptied(model, within, graph)] = -torch.inf
     return graph, scores, families
 
 
-def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question) -> Masks:
+def prune_blocks(
+    model: nn.Module, kind: str, amount: float, inputs: Inputs, question: Question, within: Masks | None
+) -> Masks:
     """Empty the residual blocks with the lowest scores: a fraction of them, or as many as a budget asks for.
 
-    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors, and for `generator`; any other one
-    speaks for a block with the mean of its weights' scores.
+    A criterion may ask for `block_input` and `block_output`, (samples, …) tensors, and for `generator`; its scores are
+    averaged over the samples of all batches. Any other criterion speaks for a block with the mean of its weights'
+    scores. What `within` removed goes first.
 
     Raises:
         GraphError: there is no such block. BudgetError: the budget cannot be met.
@@ -143,7 +158,9 @@ def prune_blocks(model: nn.Module, kind: str, amount: float, inputs: Inputs, que
     if not blocks:
         raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
     scores = _block_scores(model, blocks, inputs, question)
-    order = sorted(blocks, key=scores.__getitem__)
+    stay = blocks if within is None else [name for name, mask in within.items() if mask.any()]
+    gone = [block for block in blocks if not any(f"{name}.".startswith(f"{block}.") for name in stay)]
+    order = sorted(blocks, key=lambda block: (block not in gone, scores[block]))
     if kind == "sparsity":
         removed = order[: len(blocks) - int(len(blocks) * (1 - amount) + 0.5)]
     else:
@@ -175,19 +192,22 @@ def _blocks_cost(kind: str, model: nn.Module, inputs: Inputs) -> Any:
 def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, question: Question) -> dict[str, float]:
     function, data, wanted = question.criterion, question.data, criteria.needs(question.criterion)
     if set(wanted) & set(OF_BLOCKS):
-        x = inputs if data is None else next(iter(batches(data)))[0]
-        known, found = {"generator": generator_of(question.seed)}, {}
+        known, found, samples = {"generator": generator_of(question.seed)}, dict[str, float](), 0
         if others := set(wanted) - set(OF_BLOCKS) - set(known):
             raise ValueError(
                 f"criterion {label(function)!r} asks for {', '.join(sorted(others))}, which is of weights: beside "
                 f"{' and '.join(OF_BLOCKS)} a criterion of blocks can ask for generator alone"
             )
-        for name, (args, _, result) in see(model, blocks, x).items():
-            known |= {"block_input": args[0], "block_output": result}
-            found[name] = float(function(**{need: known[need] for need in wanted}))
-            if math.isnan(found[name]):
-                raise ValueError(f"criterion {label(function)!r} gave NaN for block {name!r}")
-        return found
+        for x in [inputs] if data is None else (x for x, _ in batches(data)):
+            n = length(x, "data")
+            samples += n
+            for name, (args, _, result) in see(model, blocks, x).items():
+                known |= {"block_input": args[0], "block_output": result}
+                score = float(function(**{need: known[need] for need in wanted}))
+                if math.isnan(score):
+                    raise ValueError(f"criterion {label(function)!r} gave NaN for block {name!r}")
+                found[name] = found.get(name, 0.0) + n * score
+        return {name: total / samples for name, total in found.items()}
     layers = _layer_scores(model, None, question)
     means = {}
     for block in blocks:

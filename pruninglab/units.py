@@ -69,13 +69,15 @@ class Mixture:
 
 
 Unit = Pattern | Grouping | Structure | Mixture | None
+Answer = str | Pattern | Grouping | Structure | Mixture  # what `find` takes
 
 
-def find(answer: "str | Pattern | Grouping | Structure | Mixture") -> Unit:
+def find(answer: Answer) -> Unit:
     """The unit of this name; None stands for single weights.
 
     Names: "weight", "row", "block" (4×4), "RxC" (a block of R rows and C columns), "N:M" (N kept of every M), "n:M" (N
-    of every M with an N for each layer that the allocation chooses).
+    of every M with an N for each layer that the allocation chooses), and what can be cut out: "channel", "head" and
+    "layer".
 
     Raises:
         ValueError: no unit has this name.

@@ -29,6 +29,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def own_forward(module: nn.Module) -> Iterator[None]:
+    """Whatever stands in place of a module's `forward` meanwhile, afterwards it is the one that was there before."""
+    before = vars(module).get("forward")
+    try:
+        yield
+    finally:
+        vars(module).pop("forward", None)
+        if before is not None:
+            vars(module)["forward"] = before
+
+
+@contextmanager
 def watched(model: nn.Module, where: list[str]) -> Iterator[None]:
     """Evaluation mode, no gradients, attention in single operations; `where` always ends in the module that runs."""
     from torch.nn.attention import SDPBackend, sdpa_kernel

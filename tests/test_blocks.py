@@ -127,6 +127,37 @@ def test_block_influence_removes_what_changes_its_input_least():
             assert gone(masks) == set(order[:n])
 
 
+@pytest.mark.parametrize("criterion", ["block_influence", "random"])
+def test_blocks_go_in_rounds(criterion):
+    """What went stays away, and nothing inside an emptied block passes for a block."""
+    model, x = network()
+    options = {"unit": "layer", "criterion": criterion, "example_inputs": x}
+    first = prune(model, sparsity=0.2, seed=1, **options)
+    assert removable(model, x) == BLOCKS
+    second = prune(model, sparsity=0.6, within=first, seed=2, **options)
+    assert len(gone(first)) == 1
+    assert gone(first) < gone(second)
+    assert len(gone(second)) == 3
+    assert gone(prune(model, sparsity=0.6, within=second, seed=3, **options)) == gone(second)
+
+
+def test_a_score_of_blocks_is_the_mean_over_the_samples_of_all_batches():
+    model, x = network()
+    parts, inputs = [x[:4], -3 * x[4:]], {name: [] for name in BLOCKS}
+    copied = copy.deepcopy(model)
+    for name in BLOCKS:
+        copied.get_submodule(name).register_forward_pre_hook(lambda _m, a, name=name: inputs[name].append(a[0]))
+    with torch.no_grad():
+        for part in parts:
+            copied(part)
+    expected = {name: float(torch.cat(found).square().mean()) for name, found in inputs.items()}
+    data = [(part, torch.zeros(len(part))) for part in parts]
+    masks = prune(
+        model, unit="layer", sparsity=0.4, criterion=lambda block_input: block_input.square().mean(), data=data
+    )
+    assert gone(masks) == set(sorted(expected, key=expected.get)[:2])
+
+
 def test_a_criterion_of_blocks_may_draw_but_gives_a_number():
     model, x = network()
 

@@ -1,6 +1,7 @@
 """The run on colours: what moves them, what ends them, what keeps them; and every way to cut, tried."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from networks import Net, slimmed_or_refused
 from torch import nn
 
 from pruninglab.colours import Colouring
-from pruninglab.graph import channel_groups, trace
+from pruninglab.graph import channel_groups
 
 
 def written(group) -> frozenset:
@@ -177,9 +178,9 @@ def test_a_head_that_only_runs_in_training_is_followed_too():
         return (s.out(x), s.aux(x)) if s.training else s.out(x)
 
     model = Net(forward, a=nn.Linear(2, 3), out=nn.Linear(3, 1), aux=nn.Linear(3, 1)).eval()
-    graph = trace(model, torch.randn(1, 2))
-    assert not graph.untouched
-    groups = [written(group) for group in channel_groups(model, torch.randn(1, 2))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it would say that the inputs never reach it
+        groups = [written(group) for group in channel_groups(model, torch.randn(1, 2))]
     assert all({f"aux.weight/1:{i}", f"out.weight/1:{i}"} <= groups[i] for i in range(3))
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from helpers import close, same, snapshot
 from small_llama import language_task, llama, logits, tokens
 
@@ -135,8 +136,6 @@ def test_removal_losses_are_those_of_the_model_without_a_block():
 @pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize(("sparsity", "left"), [(0, 6), (1 / 6, 5), (0.5, 3), (5 / 6, 1)])
 def test_a_short_model_is_the_model_without_those_blocks(sparsity, left, contiguous, tmp_path):
-    import transformers
-
     task, model = language_task(2, num_hidden_layers=6), deep()
     dense, (x, _) = copy.deepcopy(model), tokens()
     masks = shortgpt(model, task, sparsity=sparsity, samples=8, contiguous=contiguous)
@@ -183,6 +182,35 @@ def test_bad_input():
     assert same(before, snapshot(model))
 
 
+def test_blocks_may_go_one_after_the_other():
+    model, x = deep(), tokens(2)
+    drop_blocks(model, NAMES[3:4], x[:1])
+    masks = drop_blocks(model, NAMES[3:5], x[:1])
+    left = shorten(slim(model, masks, x[:1]))
+    assert len(left.model.layers) == 4
+
+
+def test_blocks_that_return_more_than_the_stream():
+    """Bloom's return tuples."""
+    config = transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=4, n_head=2)
+    torch.manual_seed(0)
+    model, x = transformers.BloomForCausalLM(config).double().eval(), tokens(3) % 32
+    states, names = [], [f"transformer.h.{b}" for b in range(4)]
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out)))
+    logits(model, x)
+    seen = dict(zip(names, states, strict=True))
+    cosine = {n: F.cosine_similarity(one, other, dim=-1) for n, (one, other) in seen.items()}
+    assert influences(model, x) == pytest.approx({name: 1 - float(value.mean()) for name, value in cosine.items()})
+    angles = distances(model, x, span=1, last=False)
+    assert angles == pytest.approx(
+        {n: float(value.clamp(-1, 1).arccos().mean()) / math.pi for n, value in cosine.items()}
+    )
+    found = removal_losses(model, (x, x), lambda out, y: F.cross_entropy(out.logits.flatten(0, 1), y.flatten()))
+    assert list(found) == names
+    assert len(set(found.values())) == 4
+
+
 def test_a_block_that_does_more_than_add_cannot_go():
     class Doubling(torch.nn.Module):
         def __init__(self, block):
@@ -220,8 +248,6 @@ def test_minitron_removes_the_least_active(kv):
 
 
 def test_minitron_in_depth_and_width_makes_an_ordinary_model(tmp_path):
-    import transformers
-
     task = language_task(2, num_hidden_layers=6)
     model = redundant(task.model(0), 1, 3)
     x = tokens()[0]
@@ -249,6 +275,7 @@ def test_minitron_learns_from_the_model_before():
 
     left, taught = task.model(0), task.model(0)
     masks = minitron(left, task, sparsity=0.5, samples=8, steps=0)
+    assert masks.weights().keys() == masks.keys(), "applied to this model"
     assert minitron(taught, task, sparsity=0.5, samples=8, steps=30, lr=1e-2) == masks
     assert divergence(taught) < 0.8 * divergence(left)
     assert all(bool((taught.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())

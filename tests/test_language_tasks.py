@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from language_models import FAMILIES, language_model, logits, plain, text, tokens
 from torch import nn
 
-from pruninglab import task
+from pruninglab import measure, task
 from pruninglab.cli import main
 from pruninglab.files import load_tensors
 from pruninglab.language import one_shot, repaired, scored
@@ -144,6 +144,12 @@ def test_bits_per_byte_count_bytes_and_not_tokens(home, llama):
     assert home.bits_per_byte(llama) == pytest.approx(home.nats(llama) / math.log(2))  # a token is a byte here
     pairs = LanguageTask("pairs", home.load, home.build, home.training, decode=lambda tokens: "ab" * len(tokens))
     assert pairs.bits_per_byte(llama) == pytest.approx(home.bits_per_byte(llama) / 2)
+    assert pairs.bits_per_byte(llama, n=3) == pytest.approx(home.nats(llama, n=3) / math.log(2) / 2)
+
+
+def test_what_the_test_text_leaves_open_is_counted_in_tokens(home, llama):
+    p, error = measure.accuracy(llama, home)
+    assert error == pytest.approx(math.sqrt(p * (1 - p) / home.data["test"][1].numel()))
 
 
 def test_measuring_and_writing_leave_the_modes_of_a_model_alone(home, llama):

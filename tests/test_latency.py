@@ -47,6 +47,15 @@ def test_the_table_looks_up_the_fraction_of_inputs_and_outputs_that_is_left():
     assert asked == {"0": (1.0, 0.75), "2": (1.0, 0.75), "3": (0.75, 0.5), "7": (0.5, 1.0)}
 
 
+def test_layers_are_timed_in_their_own_precision_and_padding():
+    linear, x = _resized(nn.Linear(8, 8).double(), torch.Size([2, 8]), 0.5, 0.5)
+    assert linear.weight.dtype == x.dtype == torch.float64
+    conv, x = _resized(
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular").bfloat16(), torch.Size([2, 4, 8, 8]), 1, 1
+    )
+    assert (conv.padding_mode, conv.weight.dtype, x.dtype) == ("circular", torch.bfloat16, torch.bfloat16)
+
+
 def test_layers_are_timed_at_the_widths_that_were_asked_for():
     conv, x = _resized(nn.Conv2d(32, 64, 3, stride=2, padding=1), X.expand(4, 3, 24, 24).shape, 0.25, 0.5)
     assert (conv.in_channels, conv.out_channels, conv.stride) == (8, 32, (2, 2))

@@ -280,6 +280,9 @@ def test_one_of_each_part_must_stay():
     assert [int(own.sum()) for own in choose(parts, scores, 0.52, "global")] == [1, 2, 1, 2]
     with pytest.raises(BudgetError, match="less than one head and one neuron of each block"):
         choose(parts, scores, 0.8, "global")
+    assert [int(own.sum()) for own in choose(parts, scores, 0.7)] == [1, 2, 1, 2]
+    with pytest.raises(BudgetError, match="less than one head and one neuron of each block"):
+        choose(parts, scores, 0.9)  # two of two heads would be nearer
 
 
 # ── without them ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -84,10 +84,6 @@ def test_robustness_is_the_accuracy_on_what_was_made_worse(home, trained):
         assert row.accuracy == pytest.approx(expected), row
 
 
-def test_measure_offers_it_too():
-    assert measure.robustness is robustness
-
-
 def test_what_else_is_measured_does_not_matter(home, trained):
     whole = robustness(trained, home).set_index(["kind", "level"])["accuracy"]
     for kind in STRENGTHS:

@@ -159,6 +159,7 @@ def test_the_blocks_lose_exactly_what_is_asked_and_nothing_else_changes(t, metho
     masks = method(model, t, samples=8, **options)
     total = sum(layer.weight.numel() for layer in inside(model).values())
     assert list(masks) == list(inside(model))
+    assert masks.weights().keys() == masks.keys(), "applied to this model"
     assert total - masks.kept() == round((sparsity or 0.5) * total)
     repaired = method is llm.sparsegpt
     for name, parameter in model.named_parameters():

@@ -136,7 +136,7 @@ def test_obspa_measures_norms_anew_and_leaves_a_network_alone_that_loses_nothing
     t = make("resnet", steps=20)
     model = t.trained(0)
     before = copy.deepcopy(model.state_dict())
-    obspa(model, t, sparsity=0.0)
+    obspa(model, t, sparsity=0.0).weights()
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     masks = obspa(model, t, sparsity=0.5)
     stay = masks["layer1.0.bn1.weight"]

@@ -370,5 +370,8 @@ def test_hidden_states_that_are_not_numbers_are_refused(folders, tmp_path):
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
     model.save_pretrained(folder)
-    with pytest.raises(ValueError, match="NaN"):
-        stream(folder, tmp_path / "out", X, scored("wanda"), 0.5)
+    for step in (scored("wanda"), scored("magnitude")):
+        with pytest.raises(ValueError, match="NaN"):
+            stream(folder, tmp_path / "out", X, step, 0.5)
+        assert not (tmp_path / "out" / INDEX).exists()
+        shutil.rmtree(tmp_path / "out")

@@ -48,8 +48,9 @@ def global_(scores: Mapping[str, Scores], keep: int, *, min_keep: int = 0) -> di
 
 def uniform(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
     """The same fraction of every layer."""
-    total = sum(layer.numel() for layer in scores.values())
-    return _rounded({name: keep * layer.numel() / total for name, layer in scores.items()}, scores, keep)
+    sizes = {name: layer.numel() for name, layer in scores.items()}
+    total = sum(sizes.values())
+    return _rounded({name: keep * size / total for name, size in sizes.items()}, sizes, keep)
 
 
 def isomorphic(scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...], int]:
@@ -63,8 +64,7 @@ def isomorphic(scores: Mapping[str, Scores], keep: int) -> dict[tuple[str, ...],
         kinds.setdefault(layer.kind, []).append(name)
     total = sum(layer.numel() for layer in scores.values())
     sizes = {kind: sum(scores[name].numel() for name in names) for kind, names in kinds.items()}
-    wholes = {kind: Scores.of(kind, torch.empty(size)) for kind, size in sizes.items()}
-    shares = _rounded({kind: keep * size / total for kind, size in sizes.items()}, wholes, keep)
+    shares = _rounded({kind: keep * size / total for kind, size in sizes.items()}, sizes, keep)
     return {tuple(names): shares[kind] for kind, names in kinds.items()}
 
 
@@ -88,7 +88,7 @@ def erk(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
         name: float(layer.numel()) if name in whole else scale * ratio[name] * layer.numel()
         for name, layer in scores.items()
     }
-    return _rounded(shares, scores, keep)
+    return _rounded(shares, {name: layer.numel() for name, layer in scores.items()}, keep)
 
 
 def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
@@ -112,15 +112,15 @@ def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
     return top_counts(ranked, keep)
 
 
-def _rounded(shares: Mapping[str, float], scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
+def _rounded(shares: Mapping[str, float], sizes: Mapping[str, int], keep: int) -> dict[str, int]:
     """Whole numbers near the shares that add up to `keep`: round down, then give the rest by largest remainder."""
-    places = {name: min(int(share), scores[name].numel()) for name, share in shares.items()}
+    places = {name: min(int(share), sizes[name]) for name, share in shares.items()}
     by_remainder = sorted(shares, key=lambda name: places[name] - shares[name])
     left = keep - sum(places.values())
     while left:
         step = 1 if left > 0 else -1
         for name in by_remainder if left > 0 else reversed(by_remainder):
-            if left and 0 <= places[name] + step <= scores[name].numel():
+            if left and 0 <= places[name] + step <= sizes[name]:
                 places[name] += step
                 left -= step
     return places

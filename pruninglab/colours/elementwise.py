@@ -56,7 +56,7 @@ def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
                 adopt(c, tensor, shape, total)
             shadow = c.shadow(tensor)
             if shadow is not None:
-                total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow, result)
+                total = met(c, total, shadow.reshape(shape) if shadow.ndim < result.ndim else shadow)
     if total is not None and (dims := c.varying(total)):
         for tensor in tensors:
             own = dims[-1] - (result.ndim - tensor.ndim)
@@ -66,7 +66,7 @@ def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     c.put(result, total)
 
 
-def met(c: Palette, a: Tensor | None, b: Tensor, result: Tensor) -> Tensor:
+def met(c: Palette, a: Tensor | None, b: Tensor) -> Tensor:
     """The colours of two operands that were joined element by element."""
     if a is None:
         return b
@@ -146,7 +146,7 @@ def glu(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     shadow = c.shadow(args[0])
     if shadow is not None:
         half, gate = shadow.chunk(2, args[1] if len(args) > 1 else -1)
-        c.put(out, met(c, half, gate, out))
+        c.put(out, met(c, half, gate))
 
 
 def spatial(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:

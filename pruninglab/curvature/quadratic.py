@@ -50,11 +50,6 @@ class Quadratic:
         """E of each x, (…, n) → (…)."""
         return self.constant + (self.ones(x) * self.field(x)).sum(-1)
 
-    def flips(self, x: Tensor) -> Tensor:
-        """E after each single weight is turned over, (n,): removed if it was kept, brought back if it was removed."""
-        turn = 1 - 2 * self.ones(x)
-        return self.energy(x) + 2 * turn * self.field(x) + self.diagonal
-
     def clipped(self) -> "Quadratic":
         """The same without its negative entries, as the authors' code has it: then no pair can make up for another."""
         return Quadratic(self.matrix.clamp(min=0), self.constant)

@@ -19,6 +19,7 @@ from pruninglab.progress import progress
 from pruninglab.recording import observed
 from pruninglab.statistics import Data
 from pruninglab.tasks.text import check_tokens
+from pruninglab.watching import own_forward
 
 CHUNK = 16  # sequences that go through a block at a time
 Visit = Callable[[str, nn.Module], AbstractContextManager[Any]]
@@ -168,7 +169,7 @@ def _heard(
 
     with ExitStack() as undo:
         for module in blocks:
-            undo.callback(_set_back, module, module.__dict__.get("forward"))
+            undo.enter_context(own_forward(module))
             module.forward = instead(module)
         try:
             with suppress(_Enough):
@@ -193,13 +194,6 @@ def _heard(
 
 class _Enough(Exception):
     """All blocks' arguments are known: what the model does afterwards need not be done."""
-
-
-def _set_back(module: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del module.forward
-    else:
-        module.forward = forward
 
 
 def _chunks(data: Data) -> Iterator[Any]:

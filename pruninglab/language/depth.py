@@ -38,7 +38,7 @@ def influences(model: nn.Module, data: Data, blocks: str | None = None) -> dict[
         for given in block.inputs:
             x = next(iter(given.values()))
             n = x.shape[:-1].numel()
-            total, tokens = total + n * float(block_influence(x, block.module(**given))), tokens + n
+            total, tokens = total + n * float(block_influence(x, block.output(given))), tokens + n
         found[block.name] = total / tokens
     return found
 
@@ -69,7 +69,8 @@ def distances(
     for some in x.to(next(model.parameters()).device).split(SEQUENCES):
         seen = see(model, names, some)
         stream = [args[0] if args else next(iter(given.values())) for args, given, _ in seen.values()]
-        stream.append(seen[names[-1]][2])
+        end = seen[names[-1]][2]
+        stream.append(end[0] if isinstance(end, tuple) else end)
         states = torch.stack([state[:, -1:] if last else state for state in stream]).double()
         cosine = F.cosine_similarity(states[:-span], states[span:], dim=-1).clamp(-1, 1)
         totals += cosine.arccos().flatten(1).sum(1).cpu() / torch.pi
@@ -91,15 +92,20 @@ def removal_losses(
     """
     (x, y), device = data, next(model.parameters()).device
     found = {}
+
+    def past(_block: nn.Module, args: Any, named: Any, result: Any) -> Any:
+        before = args[0] if args else next(iter(named.values()))
+        return (before, *result[1:]) if isinstance(result, tuple) else before
+
     with observed(model):
         for name, block in find_blocks(model, blocks).items():
             total = 0.0
-            model.set_submodule(name, Bypass())
+            hook = block.register_forward_hook(past, with_kwargs=True)
             try:
                 for some, following in zip(x.split(SEQUENCES), y.split(SEQUENCES), strict=True):
                     total += len(some) * float(loss(model(some.to(device)), following.to(device)))
             finally:
-                model.set_submodule(name, block)
+                hook.remove()
             found[name] = total / len(x)
     return found
 

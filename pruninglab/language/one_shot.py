@@ -77,13 +77,15 @@ def one_shot(
         for block in visits:
             found = kept.load(block)
             if found is None:
-                _reject_nan(block)
+                reject_nan(block)
                 with _whole_or_not(block):
                     before = kept.state(block)
                     found = step(block, {own: shares[block.full(own)] for own in block.layers()})
                     kept.save(block, before, found)
             masks |= {block.full(own): mask for own, mask in found.items()}
-    return Masks(masks)
+    whole = Masks(masks)
+    whole.apply(model)
+    return whole
 
 
 def shares_of(sparsity: Shares, layers: Iterable[str]) -> dict[str, float]:
@@ -213,7 +215,8 @@ def named(step: Step, *what: object) -> Step:
     return step
 
 
-def _reject_nan(block: Block) -> None:
+def reject_nan(block: Block) -> None:
+    """Raise a ValueError if what reaches a block is NaN or infinite somewhere."""
     for batch in block.inputs:
         if not bool(next(iter(batch.values())).isfinite().all()):
             raise ValueError(

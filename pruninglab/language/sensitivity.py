@@ -192,16 +192,15 @@ def outside(model: nn.Module, groups: Groups) -> list[str]:
     return [name for name in prunable(model) if name not in inside]
 
 
-def few(model: nn.Module, data: Text, size: int = 8) -> list[Text]:
+def few(model: nn.Module, data: Text) -> list[Text]:
     """The data in batches from which gradients of single sequences can be had.
 
     Args:
         model: what reads them. Where it has experts, which see tokens of all sequences mixed, they come one by one.
         data: tokens and the next ones.
-        size: how many sequences a batch has otherwise.
     """
     x, y = data
-    size = 1 if any(map(is_routed, model.modules())) else size
+    size = 1 if any(map(is_routed, model.modules())) else 8
     return list(zip(x.split(size), y.split(size), strict=True))
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from pruninglab.files import atomic, digest, save_tensors
 from pruninglab.language.blocks import find_blocks, walk
 from pruninglab.language.checkpoint import INDEX, Checkpoint
-from pruninglab.language.one_shot import Shares, Step, shares_of
+from pruninglab.language.one_shot import Shares, Step, reject_nan, shares_of
 from pruninglab.layers import prunable
 from pruninglab.statistics import Data
 
@@ -95,6 +95,7 @@ def stream(
         for block in visits:
             layers = block.layers()
             if not files[block.name].exists():
+                reject_nan(block)
                 step(block, {own: shares[block.full(own)] for own in layers})
             save(block.name)
             size += _bytes(checkpoint.tensors(parts[block.name]))

@@ -28,7 +28,7 @@ from pruninglab.recovery import RECOVERIES, Recovery, rewind
 from pruninglab.runs import Train
 from pruninglab.schedules import SCHEDULES, Schedule, before_training, gradual, lottery, one_shot
 from pruninglab.tasks import LanguageTask, Task
-from pruninglab.units import Grouping, Pattern, Structure, structure
+from pruninglab.units import Pattern, structure
 
 FLOOR = 5e-4  # of all weights, which each layer keeps at least in global magnitude pruning as its authors' code does it
 
@@ -48,7 +48,7 @@ class Answers:
     """
 
     criterion: str | Criterion
-    unit: str | Pattern | Grouping | Structure = "weight"
+    unit: units.Answer = "weight"
     allocation: str | Allocation = "global"
     schedule: str | Schedule = "one_shot"
     recovery: str | Recovery | None = None

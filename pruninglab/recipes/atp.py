@@ -85,7 +85,7 @@ def atp(
         raise ValueError(f"strength and lasso are weights of at least 0, not {strength} and {lasso}")
     kept = 1 - check_sparsity(sparsity)
     names, device = layers_named(model, "*", blocks), next(model.parameters()).device
-    graph, parts = find_parts(model, task.data["train"][0][:1].to(device))
+    graph, parts = find_parts(model, task.data["train"][0][:1].to(device), blocks=blocks)
     student = Adapted(model, "lora", layers=names, rank=rank, alpha=alpha, seed=seed)
     groups = [members(graph, part, names) for part in parts]
     decider, noise = make(parts, seed).to(device), torch.Generator().manual_seed(seed)

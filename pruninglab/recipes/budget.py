@@ -73,7 +73,7 @@ def cost(model: nn.Module, graph: Graph, price: Mapping[str, int]) -> Cost:
     return of
 
 
-def target(model: nn.Module, sparsity: float | None, whole: float, **amounts: float | None) -> tuple[str, float]:
+def target(sparsity: float | None, whole: float, **amounts: float | None) -> tuple[str, float]:
     """Which budget was given, and the amount that may stay. `whole` is what `sparsity` is a fraction of.
 
     Raises:

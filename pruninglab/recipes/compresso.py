@@ -77,7 +77,7 @@ def compresso(
     check_sparsity(sparsity)
     names = layers_named(model, adapt, blocks)
     device = next(model.parameters()).device
-    graph, parts = find_parts(model, task.data["train"][0][:1].to(device))
+    graph, parts = find_parts(model, task.data["train"][0][:1].to(device), blocks=blocks)
     student = Adapted(model, "lora", layers=names, rank=rank, alpha=alpha, seed=seed)
     budget = Budget(parts, sparsity, speed=speed, seed=seed, device=device)
     choose(parts, budget.scores(), sparsity, "global")  # so that an impossible budget is an error at once

@@ -29,7 +29,7 @@ from pruninglab.scoring import layer_scores
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import batch_at, evaluating
 
-SOLVERS = {"swap": swap_search, "anneal": anneal}
+SOLVERS: dict[str, Callable[..., Tensor]] = {"swap": swap_search, "anneal": anneal}
 
 
 def icbs(
@@ -100,7 +100,7 @@ def icbs(
             raise ValueError(f"{name} is a fraction, in [0, 1], not {share}")
     if not gamma >= 0 or not ridge >= 0:
         raise ValueError(f"gamma and ridge must be 0 or more, not gamma={gamma} and ridge={ridge}")
-    lookup("solver", solver, SOLVERS)
+    solve = lookup("solver", solver, SOLVERS)
     device, how = next(model.parameters()).device, replace(task.training, batch=batch, augment=False)
 
     def draw(step: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def icbs(
             problem = state.problem(index, fisher, found.mean[name].flatten(), gamma, ridge)
             problem = problem.clipped() if clip_negative else problem
             before = ~state.keep[index]
-            after = swap_search(problem, before) if solver == "swap" else anneal(problem, before, seed=seed + step)
+            after = solve(problem, before, seed=seed + step)
             old_loss = _loss(model, task, draw(step - 1, seed + 1)) if check else math.inf
             state.write(weight, index, after)
             if check and _loss(model, task, draw(step - 1, seed + 1)) > old_loss:

@@ -65,7 +65,7 @@ def lapp(
     graph = trace(model, x)
     total = cost(model, graph, layer_flops(model, x))
     whole = float(total(torch.ones(graph.n, dtype=torch.float64)))
-    _, budget = target(model, sparsity, whole, flops=flops)
+    _, budget = target(sparsity, whole, flops=flops)
     families, columns = inner(graph), readers(graph, model)
     thresholds = torch.zeros(len(families), device=x.device, requires_grad=True)
     learner = torch.optim.SGD([thresholds], lr=SPEED)

@@ -4,7 +4,7 @@ The gradient of a weight of billions of numbers is never made. What a step on th
 told by their own gradients, and stands in for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from pruninglab.adapters import Adapted, training_only
 from pruninglab.during import Gradual
 from pruninglab.graph import Graph
-from pruninglab.language.blocks import find_blocks
 from pruninglab.language.structures import Part, choose, cut_parts, find_parts
-from pruninglab.layers import prunable
 from pruninglab.masks import Masks
+from pruninglab.recipes.compresso import layers_named
 from pruninglab.tasks import Task
 
 MEMORY = 0.9  # of the running mean of importances
@@ -70,7 +69,7 @@ def loraprune(
     """
     x = task.data["train"][0][:1].to(next(model.parameters()).device)
     graph, parts = find_parts(model, x, spare=spare, blocks=blocks)
-    names = _linear_layers(model, find_blocks(model, blocks))
+    names = layers_named(model, "*", blocks)
     student = Adapted(model, "lora", layers=names, rank=rank, alpha=alpha, seed=seed)
     groups = [members(graph, part, names) for part in parts]
     importance = [torch.zeros(len(part.cells), dtype=torch.float64) for part in parts]
@@ -178,9 +177,3 @@ def members(graph: Graph, part: Part, names: Iterable[str]) -> Members:
 def matrices(student: Adapted) -> Matrices:
     """Copies of B and A as they are now."""
     return {name: (a.up.detach().clone(), a.down.detach().clone()) for name, a in student.by_name().items()}
-
-
-def _linear_layers(model: nn.Module, blocks: Mapping[str, nn.Module]) -> list[str]:
-    """The names of the weights of all linear layers inside the blocks."""
-    inside = tuple(f"{block}." for block in blocks)
-    return [n for n, layer in prunable(model).items() if isinstance(layer, nn.Linear) and n.startswith(inside)]

@@ -89,6 +89,7 @@ def minitron(
     for name, mask in cut_parts(model, graph, parts, scores, sparsity).items():
         masks[name] = mask & masks[name] if name in masks else mask
     found = Masks(masks)
+    found.apply(model)
     heal(model, found, task, seed=seed)
     return found
 

@@ -86,7 +86,8 @@ def obspa(
     unit = structure("channel", multiple_of=1, normalize="mean")
     asked = {"criterion": partial(obs_order, damping=damping), "data": x, "example_inputs": x[:1], "seed": seed}
     masks = prune(copy.deepcopy(model), unit=unit, sparsity=sparsity, allocation=allocation, **asked)  # type: ignore[arg-type]
-    if all(bool(mask.all()) for mask in masks.values()):
+    if masks.kept() == masks.total():
+        masks.apply(model)
         return masks
     removed = emptied(model, masks, graph).double()
     for name, columns in readers(graph, model).items():

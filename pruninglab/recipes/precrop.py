@@ -83,7 +83,7 @@ def precrop(
     x = task.data["train"][0][:1].to(next(model.parameters()).device)
     graph = trace(model, x)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    _, budget = target(model, sparsity, sum(sizes.values()), params=params, flops=flops)
+    _, budget = target(sparsity, sum(sizes.values()), params=params, flops=flops)
     price = dict.fromkeys(sizes, 1) if flops is None else layer_flops(model, x)
     costs = {name: price[name] * sizes[name] for name in prunable(model)}
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 """Language models as tasks: what they read, how they are trained, how well they predict, and what they write.
 
-t = task("tiny-llama")                  # a Llama of 1.2 million weights that ships trained
+t = task("tiny-llama")                  # a Llama of 1.3 million weights that ships trained
 t.perplexity(t.trained())               # for each byte of held-out text
 t = task.from_pretrained("gpt2")        # any causal language model of transformers, from a folder or the hub
 """
@@ -83,7 +83,7 @@ class LanguageTask(Task):
 
     def bits_per_byte(self, model: nn.Module, split: Windows = "test", n: int | None = None) -> float:
         """Cross-entropy in bits for each byte of the text, so that models with unlike tokens can be compared."""
-        _, y = self.windows(split)
+        _, y = self.windows(split, n)
         length = len(self.decode(y.flatten().tolist()).encode()) / y.numel()
         return self.nats(model, split, n) / math.log(2) / length
 
@@ -96,18 +96,19 @@ class LanguageTask(Task):
             tokens += len(targets)
         return right / tokens
 
-    def windows(self, split: Windows) -> tuple[Tensor, Tensor]:
-        """The windows of a split, or those given."""
-        return split if isinstance(split, tuple) else self._split(split)
-
-    def _logits(self, model: nn.Module, split: Windows, n: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (tokens, vocabulary) and what they should predict (tokens), piece by piece."""
-        x, y = self.windows(split)
+    def windows(self, split: Windows, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """The windows of a split, or those given; n of them, evenly spread, if not all."""
+        x, y = split if isinstance(split, tuple) else self._split(split)
         if n is not None and n < 1:
             raise ValueError(f"n is a number of windows, at least 1, not {n}")
         if n is not None and n < len(x):
             index = torch.linspace(0, len(x) - 1, n).long()
             x, y = x[index], y[index]
+        return x, y
+
+    def _logits(self, model: nn.Module, split: Windows, n: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (tokens, vocabulary) and what they should predict (tokens), piece by piece."""
+        x, y = self.windows(split, n)
         _check(model, x)
         device, size = next(model.parameters()).device, max(1, AT_A_TIME // x.shape[1])
         with evaluating(model):
