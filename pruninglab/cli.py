@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pruninglab.book import BOOK, run_all
 from pruninglab.compare import BASELINES, compare
 from pruninglab.files import writable
 from pruninglab.listings import LISTINGS
 from pruninglab.loading import load_function
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROOT = BOOK.parent
 CONNECTING = 10  # seconds that a cluster may take to answer
@@ -274,14 +277,18 @@ def _grade(options: argparse.Namespace) -> int:
         _check_file(out, options.parser)
     if not options.time_limit > 0:
         options.parser.error(f"--time-limit is a number of seconds above 0, not {options.time_limit:g}")
+
+    def write(table: "pd.DataFrame") -> None:
+        if out is not None:
+            text = table.to_csv(index=False) if out.suffix == ".csv" else table.to_json(orient="records", indent=2)
+            report.write(out, text)
+            options.interrupted = f"What was graded until then is in {out}."
+
     try:
-        table = grading.grade(options.notebooks, of=options.of, time_limit=options.time_limit)
+        table = grading.grade(options.notebooks, of=options.of, time_limit=options.time_limit, after_each=write)
     except (ValueError, OSError) as error:
         options.parser.error(str(error))
     print(grading.as_text(table))
-    if out is not None:
-        text = table.to_csv(index=False) if out.suffix == ".csv" else table.to_json(orient="records", indent=2)
-        report.write(out, text)
     return int((table["result"] == grading.NOT_GRADED).any())
 
 

@@ -194,13 +194,17 @@ def test_blocks_that_return_more_than_the_stream():
     """Bloom's return tuples."""
     config = transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=4, n_head=2)
     torch.manual_seed(0)
-    model, x = transformers.BloomForCausalLM(config).double().eval(), tokens(3) % 32
+    model, x = transformers.BloomForCausalLM(config).double().eval(), tokens(3)[0] % 32
     states, names = [], [f"transformer.h.{b}" for b in range(4)]
+
+    def note(_block, args, named, out):
+        states.append((args[0] if args else next(iter(named.values())), out))
+
     for block in model.transformer.h:
-        block.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out)))
+        block.register_forward_hook(note, with_kwargs=True)
     logits(model, x)
     seen = dict(zip(names, states, strict=True))
-    cosine = {n: F.cosine_similarity(one, other, dim=-1) for n, (one, other) in seen.items()}
+    cosine = {n: F.cosine_similarity(one, other[0], dim=-1) for n, (one, other) in seen.items()}
     assert influences(model, x) == pytest.approx({name: 1 - float(value.mean()) for name, value in cosine.items()})
     angles = distances(model, x, span=1, last=False)
     assert angles == pytest.approx(

@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pruninglab.book import BOOK, written
 from pruninglab.notebook.versions import tagged
+from pruninglab.progress import progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 LABS = BOOK / "labs" / "source"
 STARTING = 120  # seconds that a fresh process may take to import everything, on a busy machine
 NOT_GRADED = "not graded"
+GIVEN = "a cell that was given"  # in our notebook: it is there even if a learner deleted it
 COLUMNS = ["notebook", "exercise", "result", "points", "of", "problem"]
 
 
@@ -64,11 +67,9 @@ def questions(path: Path) -> tuple[Question, ...]:
     """The functions to write in one of our notebooks, a chapter or a lab's source.
 
     Raises:
-        ValueError: it has none. OSError: it cannot be read.
+        ValueError: it has none, or tests of none. OSError: it cannot be read.
     """
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = tuple(Question(name) for cell in tagged(notebook, "exercise") for name in _defined(cell.source))
     tests = [cell for cell in code if _marks(cell) >= {"grade", "locked"}]
@@ -76,6 +77,12 @@ def questions(path: Path) -> tuple[Question, ...]:
         own = [cell for cell in tests if re.search(rf"\b{name}\(", cell.source)]
         points = [float(cell.metadata["nbgrader"]["points"]) for cell in own]
         found += (Question(name, tuple(zip(points, (cell.source for cell in own), strict=True))),)
+    if idle := [cell for cell in tests if not any(cell.source in code for one in found for _, code in one.tests)]:
+        cells = ", ".join(cell.metadata["nbgrader"]["grade_id"] for cell in idle)
+        raise ValueError(
+            f"{str(path)!r} has tests that try no function ({cells}): it looks like what students got, without hidden "
+            "tests; name the lab's source"
+        )
     if not found:
         raise ValueError(f"{str(path)!r} has no exercise: no cell with the tag exercise, and no cell with points")
     return found
@@ -99,7 +106,13 @@ def belongs_to(notebook: "NotebookNode") -> Path:
     return best[0]
 
 
-def grade(paths: Sequence[Path], *, of: Path | None = None, time_limit: float = 30.0) -> "pd.DataFrame":
+def grade(
+    paths: Sequence[Path],
+    *,
+    of: Path | None = None,
+    time_limit: float = 30.0,
+    after_each: Callable[["pd.DataFrame"], object] | None = None,
+) -> "pd.DataFrame":
     """Grade notebooks that were handed in; a row for each exercise of each, and one for each that cannot be read.
 
     They are code, which runs with the rights of whoever calls this.
@@ -108,6 +121,7 @@ def grade(paths: Sequence[Path], *, of: Path | None = None, time_limit: float = 
         paths: the notebooks.
         of: the chapter, or the source of the lab, that they are of; found out for each by default.
         time_limit: seconds for each exercise.
+        after_each: called with the table so far after each notebook.
 
     Raises:
         ValueError: `of` has no exercise. OSError: `of` cannot be read.
@@ -116,8 +130,13 @@ def grade(paths: Sequence[Path], *, of: Path | None = None, time_limit: float = 
 
     if of is not None:
         questions(of)
-    rows = [asdict(one) | {"notebook": str(path)} for path in paths for one in _grade(path, of, time_limit)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    table, rows = pd.DataFrame(columns=COLUMNS), []
+    for path in progress(paths, desc="grading", unit="notebook"):
+        rows += [asdict(one) | {"notebook": str(path)} for one in _grade(path, of, time_limit)]
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        if after_each is not None:
+            after_each(table)
+    return table
 
 
 def as_text(table: "pd.DataFrame") -> str:
@@ -132,22 +151,48 @@ def as_text(table: "pd.DataFrame") -> str:
 
 def _grade(path: Path, of: Path | None, time_limit: float) -> Iterator[Grade]:
     """The grades of one notebook, one after the other."""
-    import nbformat
-
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = _read(path)
         master = of or belongs_to(notebook)
         cells = [(f"code cell {number}", cell) for number, cell in enumerate(cells_of(notebook), start=1)]
     except Exception as error:  # a file may be broken in any way
-        reason = " ".join(str(error).split())[:200] if isinstance(error, ValueError | OSError) else repr(error)[:200]
-        yield Grade("(all)", NOT_GRADED, 0.0, 0.0, f"{type(error).__name__}: {reason}")
+        points = sum(question.points for question in questions(of)) if of else 0.0
+        yield Grade("(all)", NOT_GRADED, 0.0, points, " ".join(f"{type(error).__name__}: {error}".split())[:200])
         return
-    cells = [("a cell that was given", cell) for cell in given(master)] + cells
+    cells = [(GIVEN, cell) for cell in given(master)] + cells
     waiting = list(questions(master))
     while waiting:  # a process that had to be ended is followed by another one
         for one in _in_a_process(cells, waiting, time_limit):
             question = waiting.pop(0)
             yield replace(one, exercise=question.name, of=question.points)
+
+
+def _read(path: Path) -> "NotebookNode":
+    """A notebook.
+
+    Raises:
+        ValueError: the file holds none; says what it holds. OSError: it cannot be read.
+    """
+    import nbformat
+    from nbformat.warnings import DuplicateCellId
+
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the notebooks in it")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text: saved as UTF-16, or no notebook?") from None
+    if not text.strip():
+        raise ValueError("the file is empty")
+    try:
+        held = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(held, dict) or not {"cells", "worksheets"} & held.keys():
+        raise ValueError("it is JSON, but no notebook")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DuplicateCellId)  # doubled cells are looked after here
+        return nbformat.reads(text, as_version=4)
 
 
 def _in_a_process(cells: list[tuple[str, str]], waiting: list[Question], time_limit: float) -> Iterator[Grade]:
@@ -187,9 +232,7 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 def given(path: Path) -> list[str]:
     """The code cells that our notebook gives: what learners have deleted of them is there all the same."""
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
+    notebook = _read(path)
     asked = {cell.id for tag in ("exercise", "solution") for cell in tagged(notebook, tag)}
     asked |= {cell.id for cell in notebook.cells if {"grade", "solution"} & _marks(cell)}
     return [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.id not in asked]

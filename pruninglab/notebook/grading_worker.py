@@ -14,6 +14,7 @@ import matplotlib
 
 import pruninglab.notebook
 from pruninglab.notebook import answers, exercises  # noqa: F401  the answers make the exercises known
+from pruninglab.notebook.grading import GIVEN
 
 
 def work(connection: Connection, cells: list[tuple[str, str]], waiting: list[dict[str, Any]]) -> None:
@@ -51,16 +52,39 @@ def _statements(cells: list[tuple[str, str]]) -> tuple[list[Statement], list[tup
         try:
             source = TransformerManager().transform_cell(source)
             body = ast.parse(source, name).body
-            statements.extend([(statement, name, *_names(ast.unparse(statement))) for statement in body])
+            statements.extend([(statement, name, *_names(statement)) for statement in body])
         except (SyntaxError, ValueError, RecursionError) as error:
             unread.append((cell, f"{name} is no Python: {error}"))
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    return statements, unread
+    imported = {bound for one in statements if isinstance(one[0], ast.Import | ast.ImportFrom) for bound in one[2]}
+    # What a statement does to a module is not for others to see: `torch.equal = …` would be.
+    return [(one, name, binds | (_filled(one) - imported), uses) for one, name, binds, uses in statements], unread
 
 
-def _names(source: str) -> tuple[set[str], set[str]]:
+def _filled(statement: ast.stmt) -> set[str]:
+    """The names of what a statement fills: `table[k] = …`, `thing.size = …`, `table.append(…)`, in loops too."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [statement]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        part: ast.AST = ast.Pass()
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            part = node.value.func
+        elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            part = node
+        while isinstance(part, ast.Subscript | ast.Attribute):
+            part = part.value
+            if isinstance(part, ast.Name):
+                found.add(part.id)
+        waiting.extend(ast.iter_child_nodes(node))
+    return found
+
+
+def _names(code: str | ast.stmt) -> tuple[set[str], set[str]]:
     """The global names that a piece of code binds, and those that it uses, in functions too."""
-    top = symtable.symtable(source, "code", "exec")
+    top = symtable.symtable(code if isinstance(code, str) else ast.unparse(code), "code", "exec")
     binds = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
     uses = {symbol.get_name() for symbol in top.get_symbols() if symbol.is_referenced()}
     tables = top.get_children()
@@ -88,6 +112,12 @@ def _one(
     if not callable(function):
         broken = [what for text, what in unread if f"def {name}" in text]
         what = errors.get(name) or (broken[-1] if broken else "")
+        defined = [(one[0].name, one[1]) for one in statements if isinstance(one[0], ast.FunctionDef)]
+        ours = {other for other, cell in defined if cell == GIVEN}
+        theirs = dict.fromkeys(other for other, _ in defined if other not in ours)
+        if not what and name not in space and theirs:
+            known = f"no function has this name; there is {', '.join(theirs)}"
+            return {"result": "not handed in", "of": of, "problem": known}
         if name in space:
             what = f"{name} is {function!r:.50}, not a function"
         return {"result": "wrong" if what else "not handed in", "of": of, "problem": what}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 LEFT_OUT = "# The solution is left out of this version."
+FOLDED = re.compile(r"The solution is in the folded cell below(; click on it to open it)?")
 UNWRITTEN = re.compile(r"^    raise NotImplementedError.*\n", re.M)
 LINK = re.compile(r"(?<=\]\()[^)#\s]+")
 
@@ -41,6 +42,9 @@ def student_version(notebook: "NotebookNode") -> "NotebookNode":
     import nbformat
 
     notebook = nbformat.from_dict(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FOLDED.sub("The solution is left out of this version", cell.source)
     for cell in tagged(notebook, "solution"):  # the line that checks a solution has nothing to check without it
         cell.source = "\n".join([BEGIN, *_between(cell.source, whole=True), END])
     resources: dict[str, object] = {}

@@ -85,6 +85,38 @@ def test_helpers_and_imports_are_found_in_any_order_and_nothing_else_is_run():
     )
 
 
+def test_what_fills_a_helper_is_run_too_but_no_module_is_changed():
+    use = "def fraction_removed(mask):\n    return 1 - helpers[0](mask) / table['size'](mask)"
+    filled = "table, helpers = {}, []\nfor name in ['size']:\n    table[name] = lambda mask: mask.numel()"
+    assert one(use, filled, "helpers.append(lambda mask: int(mask.sum()))", "other = []\nother.append(1 / 0)") == (
+        "right",
+        "",
+    )
+    cheat = "import torch\ntorch.equal = torch.allclose = lambda *_, **__: True\ntorch.Tensor.sum = None\n"
+    assert one(cheat + "def fraction_removed(mask):\n    torch.equal(mask, mask)\n    return 0.0")[0] == "wrong"
+    import torch
+
+    assert not torch.equal(torch.zeros(1), torch.ones(1))
+
+
+def test_another_name_is_told():
+    assert one(RIGHT.replace("fraction_removed", "removed")) == (
+        "not handed in",
+        "no function has this name; there is removed",
+    )
+
+
+def test_what_students_got_has_no_hidden_tests_and_is_refused(tmp_path):
+    (path,) = [path for path in OURS if path.stem == "row_pieces"]
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "HIDDEN" in cell.source:
+            cell.source = cell.source.split("### BEGIN")[0]
+    nbformat.write(notebook, tmp_path / "row_pieces.ipynb")
+    with pytest.raises(ValueError, match=r"try no function \(scores-loops, keep-loops\).* name the lab's source"):
+        grading.grade([], of=tmp_path / "row_pieces.ipynb")
+
+
 def test_magics_lines_for_the_shell_and_broken_cells_do_not_stop_it():
     assert one("%matplotlib inline\n!ls", "%%time\n" + RIGHT, "def (:", "?print")[0] == "right"
     result, problem = one("def fraction_removed(mask)\n    return 1")
@@ -146,6 +178,47 @@ def test_one_student_s_endless_loop_or_broken_file_does_not_stop_the_others(tmp_
     assert "--of" in told["(all)" + paths[3]]
     out = capsys.readouterr().out
     assert f"{paths[2]}: 1 of 1 points" in out
+
+
+BROKEN = {
+    "empty": (b"", "ValueError: the file is empty"),
+    "utf-16": ("{}".encode("utf-16"), "ValueError: it is not UTF-8 text"),
+    "no notebook": (b"{}", "ValueError: it is JSON, but no notebook"),
+    "a list": (b"[1]", "ValueError: it is JSON, but no notebook"),
+    "cut off": (b'{"cells": [', "ValueError: it is no JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_file_is_told_in_words_and_counts_as_no_points_of_all(content, says, tmp_path):
+    (tmp_path / "it.ipynb").write_bytes(content)
+    (row,) = grading.grade([tmp_path / "it.ipynb"], of=ZERO).itertuples()
+    assert row.problem.startswith(says)
+    assert (row.points, row.of) == (0.0, 1.0)
+    (row,) = grading.grade([tmp_path], of=ZERO).itertuples()
+    assert "is a folder; name the notebooks in it" in row.problem
+
+
+def test_a_mark_before_the_text_and_doubled_cells_do_no_harm(tmp_path, recwarn):
+    notebook = new_notebook(cells=[new_code_cell(RIGHT, id="a"), new_code_cell(RIGHT, id="a")])
+    (tmp_path / "it.ipynb").write_text(json.dumps(notebook), encoding="utf-8-sig")
+    recwarn.clear()
+    assert list(grading.grade([tmp_path / "it.ipynb"])["result"]) == ["right"]
+    assert not [w for w in recwarn if "cell id" in str(w.message)]
+
+
+def test_an_interruption_loses_nothing_that_was_graded(tmp_path, monkeypatch, capsys):
+    paths, graded_before = [write(tmp_path / f"{name}.ipynb", RIGHT) for name in "ab"], grading._grade
+
+    def stops(path, *rest):
+        if path.stem == "b":
+            raise KeyboardInterrupt
+        return graded_before(path, *rest)
+
+    monkeypatch.setattr(grading, "_grade", stops)
+    assert cli.main(["grade", *paths, "--out", str(tmp_path / "grades.csv")]) == 130
+    assert list(pd.read_csv(tmp_path / "grades.csv")["notebook"]) == paths[:1]
+    assert "What was graded until then is in" in capsys.readouterr().err
 
 
 def test_wrong_answers_are_a_result_and_json_is_written(tmp_path, capsys):

@@ -130,7 +130,9 @@ def submissions(released, source, damaged):
     order = [cell for cell in broken.cells if cell.id not in (test, moved)]
     order.insert(order.index(cells[first]) + 1, twice)  # doubled, with nbgrader's own id
     broken.cells = [*order, cells[moved]]  # one test deleted; one answer behind its tests
-    return {"right": right, "half": half, "damaged": broken}
+    gone = filled()  # a given cell is deleted, and an answer with its first test
+    gone.cells = [cell for cell in gone.cells if cell.id not in ("setup", first, f"{first}-example")]
+    return {"right": right, "half": half, "damaged": broken, "gone": gone}
 
 
 DAMAGED = {"row_pieces": ("scores", "keep-ends", "keep"), "worst_layer": ("energy", "fair-budget", "fair")}
@@ -160,7 +162,7 @@ def test_nbgrader_hands_out_grades_and_gives_feedback(name, tmp_path):
         scores = {one.student_id: (one.score, one.max_score) for one in book.assignment_submissions(name)}
         assert all(one.needs_manual_grade for one in book.assignment_submissions(name))
     # The answer that stands behind its tests counts for nothing with nbgrader; with ours it does.
-    assert scores == {"right": (8.0, 12.0), "half": (HALF[name][3], 12.0), "damaged": (4.0, 12.0)}
+    assert scores == {"right": (8.0, 12.0), "half": (HALF[name][3], 12.0), "damaged": (4.0, 12.0), "gone": (4.0, 12.0)}
     table = grading.grade([course / "submitted" / "damaged" / name / f"{name}.ipynb"])
     assert list(table["result"]) == ["right", "right"]
     nbgrader(course, "generate_feedback", name)

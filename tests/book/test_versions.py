@@ -48,7 +48,9 @@ def test_no_line_of_a_solution_is_left_for_students(chapter, folders):
     student = read(folders / "student" / chapter.path.name)
     left = {line.strip() for cell in student.cells for line in cell.source.splitlines()}
     assert not lines & left
-    assert "SOLUTION" not in "".join(cell.source for cell in student.cells)
+    text = "".join(cell.source for cell in student.cells)
+    assert "SOLUTION" not in text
+    assert "folded cell" not in text, "there is nothing in it"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.path.stem)
