@@ -22,7 +22,7 @@ from pruninglab.language.blocks import Block, find_blocks, walk
 from pruninglab.language.selection import GROUPS, select
 from pruninglab.language.sparsegpt import factor, sparsegpt
 from pruninglab.layers import Layer, prunable
-from pruninglab.masks import Masks
+from pruninglab.masks import Masks, write_zeros
 from pruninglab.naming import label, unknown
 from pruninglab.recording import recording
 from pruninglab.scoring import layer_scores
@@ -81,6 +81,8 @@ def one_shot(
                 with _whole_or_not(block):
                     before = kept.state(block)
                     found = step(block, {own: shares[block.full(own)] for own in block.layers()})
+                    for own, mask in found.items():  # a product may have left −0.0
+                        write_zeros(block.layers()[own].weight, mask)
                     kept.save(block, before, found)
             masks |= {block.full(own): mask for own, mask in found.items()}
     whole = Masks(masks)
