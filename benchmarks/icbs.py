@@ -9,20 +9,19 @@ the library's cache folder); an interrupted run goes on. The table goes to resul
 
 import argparse
 import copy
-import json
 import statistics
 import time
+from collections.abc import Callable
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from network_rate_distortion import ALLOCATIONS, CALIBRATION, RECIPE, load, logits
-from torch import nn
+from network_rate_distortion import ALLOCATIONS, RECIPE, Rows, chosen_images, load, logits
+from torch import Tensor, nn
 
 from pruninglab import Masks, prune, recipe
-from pruninglab.files import cache_dir
 from pruninglab.slimmed import recalibrate
 from pruninglab.tasks import Task
 from pruninglab.tasks.models import ResNet
@@ -30,6 +29,7 @@ from pruninglab.tasks.models import ResNet
 RESULTS = Path(__file__).parent / "results" / "icbs.md"
 SPARSITIES = (0.5, 0.7, 0.8)
 FROM = ("uniform", "global", "RD")
+Start = Callable[[], tuple[nn.Module, Masks]]  # pruned when it is first asked for
 
 
 def accuracies(model: nn.Module, task: Task) -> tuple[float, float]:
@@ -40,18 +40,28 @@ def accuracies(model: nn.Module, task: Task) -> tuple[float, float]:
     return whole, float((logits(anew, x).argmax(1) == y).float().mean())
 
 
-def cell(dense: nn.Module, task: Task, start: Masks, sparsity: float, steps: int, seed: int) -> dict[str, Any]:
+def pruned(dense: nn.Module, calibration: Tensor, name: str, sparsity: float) -> tuple[nn.Module, Masks]:
+    """What iCBS begins with."""
     model = copy.deepcopy(dense)
-    counts = {name: int(mask.sum()) for name, mask in start.items()}
+    return model, prune(model, sparsity=sparsity, allocation=ALLOCATIONS[name], data=calibration)
+
+
+def begun(task: Task, start: Start) -> dict[str, Any]:
+    return dict(zip(("before", "anew"), accuracies(start()[0], task), strict=True))
+
+
+def cell(dense: nn.Module, task: Task, start: Start, sparsity: float, steps: int, seed: int) -> dict[str, Any]:
+    model, (_, masks) = copy.deepcopy(dense), start()
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
     clock = time.process_time()
-    masks = recipe("icbs")(
+    after = recipe("icbs")(
         model, task, sparsity=sparsity, seed=seed, steps=steps, allocation=lambda _scores, _keep: counts
     )
     seconds = time.process_time() - clock
-    assert {name: int(mask.sum()) for name, mask in masks.items()} == counts
-    moved = sum(int((mask != start[name]).sum()) for name, mask in masks.items()) // 2
+    assert {name: int(mask.sum()) for name, mask in after.items()} == counts
+    moved = sum(int((mask != masks[name]).sum()) for name, mask in after.items()) // 2
     before, anew = accuracies(model, task)
-    return {"before": before, "anew": anew, "moved": moved / masks.kept(), "seconds": seconds}
+    return {"before": before, "anew": anew, "moved": moved / after.kept(), "seconds": seconds}
 
 
 def main() -> None:
@@ -63,37 +73,16 @@ def main() -> None:
     torch.set_num_threads(1)
     dense, data = load(options.data)
     task = Task("cifar10-sample", lambda: data, partial(ResNet, 3, 3, (16, 32, 64)), RECIPE)
-    chosen = torch.randperm(len(data["train"][0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    file = cache_dir() / "icbs.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows: dict[str, dict[str, Any]] = {(row := json.loads(line))["cell"]: row for line in lines}
-    print(f"rows are kept in {file}")
-
-    def known(key: str, make: Any) -> dict[str, Any]:
-        if key not in rows:
-            rows[key] = {"cell": key} | make()
-            with file.open("a") as out:
-                out.write(json.dumps(rows[key]) + "\n")
-        print(rows[key], flush=True)
-        return rows[key]
-
-    table = []
+    rows, table = Rows("icbs.jsonl"), []
     for sparsity in SPARSITIES:
         for name in FROM:
-            keys = [f"{name} at {sparsity}, {options.steps} steps, seed {seed}" for seed in range(options.seeds)]
-            first, pruned = f"{name} at {sparsity}", copy.deepcopy(dense)
-            if not rows.keys() >= {first, *keys}:
-                calibration = data["train"][0][chosen]
-                start = prune(pruned, sparsity=sparsity, allocation=ALLOCATIONS[name], data=calibration)
-            known_start = known(first, lambda: dict(zip(("before", "anew"), accuracies(pruned, task), strict=True)))  # noqa: B023
-            found = [
-                known(key, partial(cell, dense, task, start, sparsity, options.steps, seed))
-                if key not in rows
-                else rows[key]
-                for seed, key in enumerate(keys)
-            ]
-            table.append((sparsity, name, known_start, found))
+            start = cache(partial(pruned, dense, chosen_images(data["train"][0]), name, sparsity))
+            first = rows.get(f"{name} at {sparsity}", partial(begun, task, start))
+            found = []
+            for seed in range(options.seeds):
+                make = partial(cell, dense, task, start, sparsity, options.steps, seed)
+                found.append(rows.get(f"{name} at {sparsity}, {options.steps} steps, seed {seed}", make))
+            table.append((sparsity, name, first, found))
         write(table, options.seeds, options.steps)
 
 

@@ -112,27 +112,41 @@ def cell(
     }
 
 
+class Rows:
+    """Rows by name, each kept in the library's cache folder as soon as it is there (delete lines to measure anew)."""
+
+    def __init__(self, file: str) -> None:
+        self.file = cache_dir() / file
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.known: dict[str, dict[str, Any]] = {(row := json.loads(line))["cell"]: row for line in lines}
+        print(f"rows are kept in {self.file}")
+
+    def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row of this name, made if need be."""
+        if key not in self.known:
+            self.known[key] = {"cell": key} | make()
+            with self.file.open("a") as out:
+                out.write(json.dumps(self.known[key]) + "\n")
+        print(self.known[key], flush=True)
+        return self.known[key]
+
+
+def chosen_images(images: Tensor) -> Tensor:
+    """Those that curves and rounds see."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION]]
+
+
 def network(folder: Path, rounds: int, write: Callable[[str], None]) -> None:
-    """Measure what is not in the file of rows yet (delete lines of it to measure them anew), and write the table."""
+    """Measure what is not in the file of rows yet, and write the table."""
     dense, data = load(folder)
-    chosen = torch.randperm(len(data["train"][0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
-    calibration = data["train"][0][chosen]
-    file = cache_dir() / "rate_distortion.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows: dict[str, dict[str, Any]] = {(row := json.loads(line))["cell"]: row for line in lines}
-    print(f"rows are kept in {file}")
+    calibration, rows = chosen_images(data["train"][0]), Rows("rate_distortion.jsonl")
     x, y = data["test"]
     accuracy, done = float((logits(dense, x).argmax(1) == y).float().mean()), {}
     for sparsity in SPARSITIES:
         for name in ALLOCATIONS:
-            key = f"{name} at {sparsity}, {rounds} times"
-            if key not in rows:
-                rows[key] = {"cell": key} | cell(dense, data, calibration, name, sparsity, rounds)
-                with file.open("a") as out:
-                    out.write(json.dumps(rows[key]) + "\n")
-            print(rows[key], flush=True)
-            done[name, sparsity] = rows[key]
+            make = partial(cell, dense, data, calibration, name, sparsity, rounds)
+            done[name, sparsity] = rows.get(f"{name} at {sparsity}, {rounds} times", make)
         write(table(done, accuracy, rounds, len(y)))
 
 
