@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pruninglab.layers import prunable
 from pruninglab.masks import Masks, write_zeros
 from pruninglab.naming import unknown
+from pruninglab.recording import requiring_grad
 from pruninglab.watching import own_forward
 
 KINDS = ("lora", "mask", "scale")
@@ -181,11 +182,7 @@ class Adapted(nn.Module):
 @contextmanager
 def training_only(model: nn.Module, parameters: Iterable[nn.Parameter] = ()) -> Iterator[None]:
     """While the block runs, these parameters of the model need gradients and no others; afterwards all is as before."""
-    chosen = {id(parameter) for parameter in parameters}
-    with ExitStack() as undo:
-        for parameter in model.parameters():
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(id(parameter) in chosen)
+    with requiring_grad(model.parameters(), False), requiring_grad(parameters):
         yield
 
 

@@ -94,16 +94,22 @@ def _same_shape(args: tuple[Any, ...], result: Any) -> bool:
     return args[0].shape == result.shape and args[0].dtype == result.dtype
 
 
+def without_weights(model: nn.Module, masks: Masks) -> list[str]:
+    """The modules inside a model that have parameters, all of them masked to the last weight; outer ones first."""
+    empty = {name for name, mask in masks.items() if not mask.flatten()[0] and not mask.cpu().numpy().any()}
+    found = []
+    for name, module in model.named_modules() if empty else ():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        if name and own and empty.issuperset(own):
+            found.append(name)
+    return found
+
+
 def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
     """The outermost modules of which a mask leaves nothing and which return their input then."""
-    empty = {name for name, mask in masks.items() if not mask.flatten()[0] and not mask.cpu().numpy().any()}
-    if not empty:
-        return []
     names: list[str] = []
-    for name, module in model.named_modules():
-        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
-        inside = any(name.startswith(f"{other}.") for other in names)
-        if name and own and not inside and empty.issuperset(own):
+    for name in without_weights(model, masks):
+        if not any(name.startswith(f"{other}.") for other in names):
             names.append(name)
     if not names:
         return []

@@ -6,7 +6,7 @@ are the business of `pruninglab.statistics`.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -210,8 +210,16 @@ def observed(model: nn.Module, *, gradients: bool | None = None) -> Iterator[Non
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         if gradients is not None:
-            for parameter in model.parameters():
-                undo.callback(parameter.requires_grad_, parameter.requires_grad)
-                parameter.requires_grad_(gradients)
+            undo.enter_context(requiring_grad(model.parameters(), gradients))
         model.eval()
+        yield
+
+
+@contextmanager
+def requiring_grad(parameters: Iterable[Tensor], wanted: bool = True) -> Iterator[None]:
+    """Parameters that ask for gradients, or do not, while the block runs; afterwards each is as before."""
+    with ExitStack() as undo:
+        for parameter in parameters:
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(wanted)
         yield

@@ -38,7 +38,7 @@ from pruninglab.batches import batches, length, to_device
 from pruninglab.layers import Exclude, Layer, entries, like_weight, prunable
 from pruninglab.naming import is_built_in, lookup, unknown
 from pruninglab.progress import progress
-from pruninglab.recording import MAPS, RECORDED, Following, Recorder, observed, recording
+from pruninglab.recording import MAPS, RECORDED, Following, Recorder, observed, recording, requiring_grad
 
 Loss = Callable[[Any, Tensor], Tensor]
 Data = Iterable[Any] | Dataset | tuple[Tensor, Tensor] | Tensor
@@ -313,9 +313,7 @@ def _measure(
     with ExitStack() as undo:
         undo.enter_context(observed(model))
         recorders = undo.enter_context(recording(model, layers if needs & RECORDED else {}, following))
-        for w in weights:
-            undo.callback(w.requires_grad_, w.requires_grad)
-            w.requires_grad_(w.requires_grad or want_grad)
+        undo.enter_context(requiring_grad(weights if want_grad else ()))
         for x, y in progress(batches(data), desc="collecting statistics", unit="batch"):
             with following or nullcontext():
                 grads = run(model, x, y, weights, loss, want_grad)

@@ -14,7 +14,7 @@ from pruninglab import allocation as allocations
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.batches import Inputs, batches, call, length
-from pruninglab.blocks import block_masks, bypass, removable, see
+from pruninglab.blocks import block_masks, bypass, removable, see, without_weights
 from pruninglab.channels import by_name, channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
 from pruninglab.families import Family, head_families
@@ -158,8 +158,7 @@ def prune_blocks(
     if not blocks:
         raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
     scores = _block_scores(model, blocks, inputs, question)
-    stay = blocks if within is None else [name for name, mask in within.items() if mask.any()]
-    gone = [block for block in blocks if not any(f"{name}.".startswith(f"{block}.") for name in stay)]
+    gone = [] if within is None else without_weights(model, within)
     order = sorted(blocks, key=lambda block: (block not in gone, scores[block]))
     if kind == "sparsity":
         removed = order[: len(blocks) - int(len(blocks) * (1 - amount) + 0.5)]

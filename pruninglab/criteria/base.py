@@ -26,7 +26,7 @@ C = TypeVar("C", bound=Criterion)
 
 CRITERIA: dict[str, Criterion] = {}
 OF_BLOCKS = ("block_input", "block_output")  # what a criterion of whole blocks may ask for (unit "layer")
-OF_MODELS = ("weight", "initial_weight")  # statistics that are the parameters themselves
+OF_MODELS = {"weight", "initial_weight"}  # statistics that are the parameters themselves
 PIECE = 1 << 17  # weights scored at a time where that is possible: they stay in the processor's cache
 
 
@@ -148,10 +148,10 @@ def score(
         lazy.reject_nan()
         return lazy
     known: dict[str, Any] = {**statistics, "generator": generator}
-    for need in OF_MODELS:
-        if need in known:  # a criterion may work in place (`weight.abs_()`)
-            known[need] = known[need].clone()
-    scores = function(**{need: known[need] for need in needs(function)})
+    asked = {need: known[need] for need in needs(function)}
+    for need in OF_MODELS & asked.keys():  # a criterion may work in place (`weight.abs_()`)
+        asked[need] = asked[need].clone()
+    scores = function(**asked)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"{made_by} must return a floating-point tensor of scores for layer {name!r}, not {kind}")

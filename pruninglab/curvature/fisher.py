@@ -7,6 +7,7 @@ whole network's would have a row for each weight, so it is only ever made for a 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pruninglab.batches import batches, length
 from pruninglab.layers import Exclude, Layer, prunable
 from pruninglab.naming import lookup
-from pruninglab.recording import observed, recording
+from pruninglab.recording import observed, recording, requiring_grad
 from pruninglab.statistics import PIECE, Data, Loss, cross_entropy, reject_silent, run, statistic
 
 BLOCK = 64  # weights of a row that are inverted together
@@ -105,15 +106,13 @@ def gradients(
     with ExitStack() as undo:
         undo.enter_context(observed(model))
         recorders = undo.enter_context(recording(model, layers))
-        for w in weights:
-            undo.callback(w.requires_grad_, w.requires_grad)
-            w.requires_grad_()
+        undo.enter_context(requiring_grad(weights))
         for x, y in batches(data):
             n = length(x, "inputs")
-            grads = run(model, x, y, weights, loss or cross_entropy, True)
+            grads: list[Any] = run(model, x, y, weights, loss or cross_entropy, True)
             reject_silent(recorders)
             for mean, grad in zip(means, grads, strict=True):
-                mean.add_(grad, alpha=n)  # type: ignore[arg-type]
+                mean.add_(grad, alpha=n)
             for name, recorder in recorders.items():
                 taken = recorder.take(n, {"inputs", "output_grads"})
                 rows[name].append((taken["inputs"], taken["output_grads"]))

@@ -5,7 +5,7 @@ formed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pruninglab.batches import batches, length
 from pruninglab.naming import lookup
 from pruninglab.progress import progress
-from pruninglab.recording import observed
+from pruninglab.recording import observed, requiring_grad
 from pruninglab.statistics import Data, Loss, cross_entropy, run
 
 
@@ -58,11 +58,7 @@ def hvp(
 @contextmanager
 def twice_differentiable(parameters: Sequence[Tensor]) -> Iterator[None]:
     """Parameters that ask for gradients, and attention by operations that have a second derivative; then as before."""
-    with ExitStack() as undo:
-        undo.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
-        for parameter in parameters:
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH), requiring_grad(parameters):  # fused kernels have no second derivative
         yield
 
 

@@ -22,7 +22,7 @@ from pruninglab.language.blocks import Block, find_blocks, walk
 from pruninglab.language.selection import GROUPS, select
 from pruninglab.language.sparsegpt import factor, sparsegpt
 from pruninglab.layers import Layer, prunable
-from pruninglab.masks import Masks, write_zeros
+from pruninglab.masks import Masks
 from pruninglab.naming import label, unknown
 from pruninglab.recording import recording
 from pruninglab.scoring import layer_scores
@@ -81,8 +81,6 @@ def one_shot(
                 with _whole_or_not(block):
                     before = kept.state(block)
                     found = step(block, {own: shares[block.full(own)] for own in block.layers()})
-                    for own, mask in found.items():  # a product may have left −0.0
-                        write_zeros(block.layers()[own].weight, mask)
                     kept.save(block, before, found)
             masks |= {block.full(own): mask for own, mask in found.items()}
     whole = Masks(masks)
@@ -164,7 +162,7 @@ def repaired(damping: float = 0.01, unit: str | Pattern | None = None) -> Step:
                     done[name] = sparsegpt(layers[name].weight, m, shares[name], pattern, block.full(name))
         for name, layer in layers.items():  # not before, since all passes are to see the same
             layer.weight.copy_(done[name][0])
-        return {name: done[name][1] for name in layers}
+        return masked(block, {name: done[name][1] for name in layers})  # writes +0.0 for what a product made −0.0
 
     return named(step, "sparsegpt", damping, unit)
 
