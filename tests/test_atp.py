@@ -1,6 +1,7 @@
 """ATP: masks against closed forms, the group lasso by brute force, and the promises of a recipe."""
 
 import math
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -12,7 +13,7 @@ from pruninglab.adapters import Adapted
 from pruninglab.allocation import BudgetError
 from pruninglab.language.structures import find_parts
 from pruninglab.recipes.atp import GENERATORS, Recurrent, atp, decided, excess, remains
-from pruninglab.recipes.compresso import layers_named
+from pruninglab.recipes.compresso import compresso, layers_named
 from pruninglab.recipes.loraprune import members
 from pruninglab.surgery import slim
 from pruninglab.tasks import LanguageTask
@@ -206,6 +207,17 @@ def test_structures_that_say_nothing_go_first(t, generator, options):
     assert removed > NEURONS // 4
     by_chance = scipy.stats.hypergeom.sf(silent - 1, gone.numel(), gone.numel() // 2, removed)
     assert by_chance < 1e-3, f"{silent} of {removed}"
+
+
+@pytest.mark.filterwarnings("ignore:example_inputs never reach beside")
+@pytest.mark.parametrize("method", [partial(atp, samples=8), compresso])
+def test_the_list_of_blocks_that_is_named_is_pruned(t, method):
+    options = {"sparsity": 0.4, "steps": 4}
+    model = t.model(0)
+    model.beside = torch.nn.ModuleList([torch.nn.Linear(400, 400)])  # more weights than the blocks have
+    with pytest.raises(ValueError, match=r"no head or neuron|no linear layer"):
+        method(model, t, **options)
+    assert method(model, t, blocks="model.layers", **options) == method(t.model(0), t, **options)
 
 
 def test_the_seed_decides(t):

@@ -58,7 +58,8 @@ def source(thing: Callable[..., Any]) -> Any:
     from pygments.lexers import PythonLexer
 
     code = inspect.getsource(thing)
-    whole = "white-space: pre; overflow-x: auto"  # JupyterLab would break long lines in the middle of a word
+    # JupyterLab would break long lines in the middle of a word; so small, its pages have room for 120 characters.
+    whole = "white-space: pre; overflow-x: auto; font-size: 0.8em"
     formatter = HtmlFormatter(noclasses=True, style=JupyterStyle, nobackground=True, prestyles=whole)
     where = html.escape(f"{thing.__module__}.{thing.__qualname__}")
     return show_html(f"<p><code>{where}</code></p>{highlight(code, PythonLexer(), formatter)}", code)
