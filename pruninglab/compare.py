@@ -28,7 +28,7 @@ from pruninglab.progress import progress
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery
 from pruninglab.runs import Row, Run, do, failed, measured
-from pruninglab.schedules import SCHEDULES, Schedule, one_shot
+from pruninglab.schedules import SCHEDULES, Schedule, check_unit, one_shot
 from pruninglab.statistics import STATISTICS
 from pruninglab.store import Store
 from pruninglab.tasks import Task, together
@@ -172,6 +172,7 @@ def _checked(answers: tuple[Any, ...], levels: list[float], common: Shared) -> t
     home, shape, places = tasks.find(task), units.find(unit), allocations.find(allocation)
     when = resolve("schedule", schedule, SCHEDULES)
     repair = None if recovery is None else resolve("recovery", recovery, RECOVERIES)
+    check_unit(when, shape)
     if isinstance(shape, Pattern):
         levels = [1 - shape.density]
         if when is not one_shot:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pruninglab.masks import Masks
-from pruninglab.naming import unknown
+from pruninglab.naming import unknown, whole
 from pruninglab.pruning import check_sparsity
 
 GROWING = 2_000_000  # added to a seed: numbers that were not drawn before, for the weights or for the first masks
@@ -41,10 +41,12 @@ def cubic(t: float, sparsity: float, initial: float = 0.0) -> float:
     return sparsity + (initial - sparsity) * (1 - t) ** 3
 
 
-def check_window(begin: float, end: float) -> None:
-    """Raises a ValueError unless 0 ≤ begin < end ≤ 1."""
+def check_window(begin: float, end: float, every: int) -> None:
+    """Raises a ValueError unless 0 ≤ begin < end ≤ 1 and `every` ≥ 1; a TypeError if that is no whole number."""
     if not 0 <= begin < end <= 1:
         raise ValueError(f"the window must be 0 ≤ begin < end ≤ 1, not begin={begin}, end={end}")
+    if whole("every", every) < 1:
+        raise ValueError(f"every is a number of steps of at least 1, not {every}")
 
 
 class Changing:
@@ -62,9 +64,9 @@ class Changing:
     """
 
     def __init__(self, masks: Masks | None, steps: int, begin: float, end: float, every: int) -> None:
-        check_window(begin, end)
+        check_window(begin, end, every)
         self.first, self.last = round(begin * steps), round(end * steps)
-        if not 1 <= every <= self.last - self.first:
+        if every > self.last - self.first:
             raise ValueError(f"every={every} steps does not fit the window of {self.last - self.first} steps")
         self.every, self.masks = every, masks
         self._held, self._holding, self._finished = ExitStack(), False, False

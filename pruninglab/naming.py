@@ -51,6 +51,14 @@ def whole(kind: str, number: Any) -> int:
         raise TypeError(f"{kind} must be a whole number, not {number!r}") from None
 
 
+def at_least_one(kind: str, number: Any) -> int:
+    """A whole number of at least 1; a ValueError or, as `whole`, a TypeError for anything else."""
+    found = whole(kind, number)
+    if found < 1:
+        raise ValueError(f"{kind} must be at least 1, not {found}")
+    return found
+
+
 def is_built_in(function: Any, package: str = "pruninglab") -> bool:
     """Whether a function stands in this library, or in one package of it."""
     return str(getattr(function, "__module__", "")).startswith(f"{package}.")

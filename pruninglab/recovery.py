@@ -78,13 +78,14 @@ def reinitialise(model: nn.Module, masks: Masks, task: Task, *, seed: int = 0, o
 def keep_signs(model: nn.Module, masks: Masks, task: Task, *, seed: int = 0, on_step: OnStep | None = None) -> int:
     """Keep of each initial weight the sign only, with one size for a layer, and train (Zhou et al. 2019).
 
-    The size is the standard deviation of the layer's initial weights.
+    The size is the standard deviation of the layer's initial weights (a single weight stays as it is).
     """
     start = task.model(seed)
     with torch.no_grad():
         for name in masks:
             weight = start.get_parameter(name)
-            weight.copy_(weight.sign() * weight.std())
+            size = weight.std() if weight.numel() > 1 else weight.abs()
+            weight.copy_(weight.sign() * size)
     return _train_from(start, model, masks, task, seed, 0.0, on_step)
 
 

@@ -13,12 +13,15 @@ it pruned to `sparsity`; the recovery after the last pruning is not its business
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Protocol
 
 from pruninglab.during import Gradual, Prune, Regrow, check_window, exchanging
 from pruninglab.masks import Masks
+from pruninglab.naming import label
 from pruninglab.pruning import check_sparsity
 from pruninglab.tasks.training import OnStep
+from pruninglab.units import Unit
 
 
 class Train(Protocol):
@@ -133,7 +136,7 @@ def gradual(begin: float = 0.0, end: float = 0.75, every: int = 25, from_scratch
         from_scratch: prune during the network's own training, from its initial weights; if not, during one recovery's
             worth of training on.
     """
-    check_window(begin, end)
+    check_window(begin, end, every)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         if from_scratch:
@@ -158,7 +161,7 @@ def regrow(
     fall; here both have it, so that they differ in one thing only). Where weights lie at first is up to the criterion
     and the allocation, usually "random" and "erk".
     """
-    check_window(begin, end)  # errors now, not in the middle
+    check_window(begin, end, every)  # errors now, not in the middle
     exchanging(grow, fraction)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
@@ -170,6 +173,7 @@ def regrow(
         assert hook.masks is not None
         return hook.masks
 
+    vars(schedule)["exchanges"] = True
     told = {"fraction": (fraction, 0.3), "begin": (begin, 0.0), "end": (end, 0.75), "every": (every, 25)}
     return _named(schedule, "rigl" if grow == "gradient" else "set", **told)
 
@@ -187,7 +191,7 @@ def granet(
         end: likewise.
         every: how many steps lie between changes.
     """
-    check_window(begin, end)
+    check_window(begin, end, every)
     check_sparsity(initial)
     exchanging("gradient", fraction)
 
@@ -200,6 +204,7 @@ def granet(
         assert hook.masks is not None
         return hook.masks
 
+    vars(schedule)["exchanges"] = True
     told = {"initial": (initial, 0.0), "fraction": (fraction, 0.5), "begin": (begin, 0.0), "end": (end, 0.75)}
     return _named(schedule, "granet", **told, every=(every, 25))
 
@@ -217,8 +222,16 @@ def _in_rounds(levels: list[float], prune: Prune, between: Callable[[Masks], obj
     return masks
 
 
+def check_unit(schedule: Schedule, unit: Unit) -> None:
+    """Raise a ValueError if a schedule exchanges single weights, which would tear other units apart."""
+    if unit is not None and vars(schedule).get("exchanges"):
+        raise ValueError(
+            f"schedule {label(schedule)!r} exchanges single weights: unit must be 'weight', not {unit.name!r}"
+        )
+
+
 def _check_rounds(rounds: object) -> None:
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
         raise ValueError(f"rounds must be a whole number of at least 1, not {rounds!r}")
 
 

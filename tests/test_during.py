@@ -239,9 +239,16 @@ def test_a_window_that_is_none(make, begin, end):
 
 
 @pytest.mark.parametrize("make", ["Gradual", "Regrow"])
-@pytest.mark.parametrize("every", [0, -1, 76])
-def test_every_that_does_not_fit_the_window(make, every):
-    with pytest.raises(ValueError, match=f"every={every} steps does not fit the window of 75 steps"):
+@pytest.mark.parametrize(
+    ("every", "words"),
+    [
+        (0, "every is a number of steps of at least 1, not 0"),
+        (-1, "of at least 1, not -1"),
+        (76, "every=76 steps does not fit the window of 75 steps"),
+    ],
+)
+def test_every_that_does_not_fit_the_window(make, every, words):
+    with pytest.raises(ValueError, match=words):
         changing(make, 100, every=every)
 
 

@@ -80,7 +80,7 @@ def test_sparsity_0_is_training_alone(name):
         ("ap", {"sparsity": 0.5, "rounds": 0}, "at least 1 round, not rounds=0"),
         ("ap", {"sparsity": 0.5, "share": 1.0}, r"in \[0, 1\), not 1.0"),
         ("ap", {"sparsity": 0.5, "rounds": 2, "share": 0.4}, r"share=0.4 .* more than the 0.293 that each of 2 rounds"),
-        ("ap", {"sparsity": 0.0}, "more than the 0 that each of 1 rounds"),
+        ("ap", {"sparsity": 0.0, "share": 0.02}, "more than the 0 that each of 1 rounds"),
         ("sap", {"sparsity": 0.9999}, "would leave none"),
         ("sap", {"sparsity": 0.5, "steps": 0}, "at least 1 step of training, not steps=0"),
         ("sap", {"sparsity": 0.5, "rounds": 0}, "at least 1 round, not rounds=0"),

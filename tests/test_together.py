@@ -46,7 +46,7 @@ def assert_same(a, b, **tolerance):
         torch.testing.assert_close(value, b.state_dict()[name], **tolerance)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_side_by_side_is_as_alone(network, optimizer):
     home = double_digits(NETWORKS[network], steps=30, lr=0.05 if optimizer == "sgd" else 1e-3, optimizer=optimizer)

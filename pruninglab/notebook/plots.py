@@ -105,7 +105,8 @@ def draw_curves(
     figure, ax = canvas(width=7, height=3.6)
     if level is not None:
         ax.axhline(level[1], color=GREY, linewidth=1)
-        ax.annotate(level[0], (0, level[1]), (2, 3), ("axes fraction", "data"), "offset points", color=GREY)
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        ax.annotate(level[0], (1, level[1]), (-2, 3), color=GREY, **where)  # curves begin near it, at the left
     for i, (name, values) in enumerate(curves.items()):
         numbers = np.asarray(values, dtype=float)
         mean, std = numbers.mean(0), numbers.std(0, ddof=1) if len(numbers) > 1 else np.zeros(numbers.shape[1])

@@ -17,19 +17,20 @@ import torch
 from torch import nn
 
 from pruninglab import allocation as allocations
-from pruninglab import units
+from pruninglab import criteria, units
 from pruninglab.allocation import ALLOCATIONS, Allocation, global_
 from pruninglab.criteria import CRITERIA, Criterion, Scores
 from pruninglab.layers import Exclude, entries
 from pruninglab.masks import Masks
-from pruninglab.naming import label, resolve
+from pruninglab.naming import label, resolve, unknown
 from pruninglab.pruning import check_sparsity, prune
 from pruninglab.recovery import RECOVERIES, Recovery, rewind
 from pruninglab.runs import Train
-from pruninglab.schedules import SCHEDULES, Schedule, before_training, gradual, lottery, one_shot
+from pruninglab.schedules import SCHEDULES, Schedule, before_training, check_unit, gradual, lottery, one_shot
 from pruninglab.tasks import LanguageTask, Task
 from pruninglab.units import Pattern, structure
 
+STARTS = ("trained", "untrained", "dense")
 FLOOR = 5e-4  # of all weights, which each layer keeps at least in global magnitude pruning as its authors' code does it
 
 
@@ -53,6 +54,10 @@ class Answers:
     schedule: str | Schedule = "one_shot"
     recovery: str | Recovery | None = None
     start: str = "trained"
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise unknown("start", self.start, STARTS)
 
     def __call__(
         self,
@@ -86,6 +91,8 @@ class Answers:
         schedule = resolve("schedule", self.schedule, SCHEDULES)
         repair = None if self.recovery is None else resolve("recovery", self.recovery, RECOVERIES)
         shape, exclude = units.find(self.unit), entries(exclude)
+        criteria.find(self.criterion)
+        check_unit(schedule, shape)
         if sparsity is None and isinstance(shape, Pattern):
             sparsity = 1 - shape.density
         level = check_sparsity(sparsity)
@@ -148,7 +155,7 @@ def beginning_as(task: Task, model: nn.Module, seed: int) -> Task:
     first = copy.deepcopy(model)
 
     def build() -> nn.Module:  # `Task.model(seed)` seeds torch and builds
-        return copy.deepcopy(first) if torch.initial_seed() == seed else task.build()
+        return copy.deepcopy(first) if torch.initial_seed() == seed % 2**64 else task.build()
 
     known = {"ready": None, "only_ready": False} if isinstance(task, LanguageTask) else {}
     return replace(task, load=lambda: task.data, build=build, **known)  # type: ignore[arg-type]

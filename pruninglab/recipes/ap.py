@@ -17,6 +17,7 @@ from pruninglab.naming import whole
 from pruninglab.pruning import prune
 from pruninglab.tasks import Task
 
+SHARE = 0.02  # q, as the paper has it
 ROUND = 0.2  # of what is left goes in a round if the number of rounds is not given, as in the lottery's own papers
 
 
@@ -27,7 +28,7 @@ def ap(
     sparsity: float,
     seed: int = 0,
     rounds: int | None = None,
-    share: float = 0.02,
+    share: float | None = None,
     steps: int | None = None,
     lr: float | None = None,
 ) -> Masks:
@@ -47,7 +48,7 @@ def ap(
         sparsity: the fraction of prunable weights to remove, in [0, 1); met exactly.
         seed: of the order of the data.
         rounds: how many; if not given, so many that each removes about a fifth of what is left.
-        share: q, in [0, 1).
+        share: q, in [0, 1); 0.02 if not given, or all that a round removes if that is less.
         steps: of each training; the task's own if not given.
         lr: the first learning rate of each training; the task's own if not given.
 
@@ -90,7 +91,7 @@ def ap(
     return masks
 
 
-def plan(total: int, keep: int, rounds: int | None, share: float) -> list[tuple[int, int]]:
+def plan(total: int, keep: int, rounds: int | None, share: float | None) -> list[tuple[int, int]]:
     """How many of `total` weights are left after the two halves of each round, `keep` in the end.
 
     Each round leaves the same fraction of what there was, and `share` of what there was goes in its second half; both
@@ -103,12 +104,16 @@ def plan(total: int, keep: int, rounds: int | None, share: float) -> list[tuple[
         rounds = max(1, round(math.log(keep / total) / math.log(1 - ROUND)))
     if whole("rounds", rounds) < 1:
         raise ValueError(f"ap needs at least 1 round, not rounds={rounds}")
+    removed = 1 - (keep / total) ** (1 / rounds)
+    given = share is not None
+    share = share if share is not None else min(SHARE, removed)
     if not 0 <= share < 1:
         raise ValueError(f"share is a fraction of the weights that are left, in [0, 1), not {share}")
     left = [round(total * (keep / total) ** (r / rounds)) for r in range(rounds + 1)]
     pairs = [(after + round(share * before), after) for before, after in pairwise(left)]
+    if not given:  # to the nearest weight it may be one too many
+        pairs = [(min(middle, before), after) for before, (middle, after) in zip(left, pairs, strict=False)]
     if any(middle > before for before, (middle, _) in zip(left, pairs, strict=False)):
-        removed = 1 - (keep / total) ** (1 / rounds)
         raise ValueError(
             f"share={share} of what is left is more than the {removed:.3g} that each of {rounds} rounds removes; "
             "take a smaller share or fewer rounds"

@@ -62,12 +62,13 @@ def bip(
         The masks, applied.
 
     Raises:
-        ValueError: a sparsity out of range or that leaves nothing, no step, or mask_lr or gamma that is not positive.
+        ValueError: a sparsity out of range or that leaves nothing, no step, mask_lr or gamma that is not positive; or
+            training that leaves the finite numbers, which leaves the model as it is then.
     """
     steps = task.training.steps if steps is None else whole("steps", steps)
     if steps < 1:
         raise ValueError(f"bip needs at least 1 step, not steps={steps}")
-    if not mask_lr > 0 or not gamma > 0:
+    if not 0 < mask_lr < math.inf or not gamma > 0:
         raise ValueError(f"mask_lr and gamma must be positive, not mask_lr={mask_lr} and gamma={gamma}")
     start = prune(copy.deepcopy(model), sparsity=sparsity)
     names, keep = list(start), start.kept()
@@ -90,6 +91,8 @@ def bip(
         gradients = torch.autograd.grad(loss(z, x.to(theta.device), y.to(theta.device)), z, materialize_grads=True)
         beta = mask_lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
         scores.sub_(beta * mask_gradient(theta, mask, _flat(gradients), gamma)).clamp_(0, 1)
+        if not bool(scores.isfinite().all()):
+            raise ValueError(f"bip: weights or gradients are NaN or infinite at step {step}; take a smaller lr")
         mask = _highest(scores, keep)
 
     task.train(model, seed=seed, steps=steps, lr=lr, objective=objective, on_step=on_step, label="BiP")

@@ -32,14 +32,14 @@ class Gates(nn.Module):
         self.graph, self.families, self.columns = graph, inner(graph), readers(graph, model)
         self.values: dict[str, Tensor] = {}  # layer → gates of the last batch, (batch, channels)
         self.deciders = nn.ModuleList()
-        layers, device = prunable(model), next(model.parameters()).device
+        layers, like = prunable(model), next(model.parameters())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in self.families:
                 layer = layers[name]
                 inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), len(layer.weight)
                 self.deciders.append(nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs)))
-        self.to(device)
+        self.to(like.device, like.dtype)
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
@@ -90,10 +90,14 @@ class Gates(nn.Module):
 
     def masks(self, model: nn.Module, is_open: Tensor) -> Masks:
         """Masks of the channels whose gates are closed; `is_open` is (gates,) bool."""
+        return masks_of(model, self.graph, self.closed(is_open))
+
+    def closed(self, is_open: Tensor) -> Tensor:
+        """Those channels, (channels,) bool."""
         channels = torch.cat([self.graph.births[name, 0] for name in self.families])
         removed = torch.zeros(self.graph.n, dtype=torch.bool)
         removed[channels[~is_open.cpu()]] = True
-        return masks_of(model, self.graph, removed)
+        return removed
 
     @property
     def sizes(self) -> list[int]:

@@ -5,16 +5,19 @@ FLOPs constraint, gradual pruning in the first part of training. The formulas he
 light bypass around each pruned layer is left out, since it would add modules to the network.
 """
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pruninglab.channels import masks_of
 from pruninglab.graph import Family, Graph, trace
 from pruninglab.masks import Masks
+from pruninglab.naming import at_least_one
 from pruninglab.recipes.budget import cost, layer_flops, nearest, target
 from pruninglab.recipes.inner import at, inner, readers
+from pruninglab.surgery import cut
 from pruninglab.tasks import Task
 
 TEMPERATURE = 0.25  # of the soft gate whose gradient stands in for that of the hard one
@@ -56,9 +59,12 @@ def lapp(
         The masks, applied.
 
     Raises:
-        ValueError: none or both budgets, one that is not possible, or `pruning` out of range.
+        ValueError: none or both budgets, one that is not possible, less than one step, or `strength` or `pruning`
+            out of range. The model is unchanged then.
         GraphError: nothing can be removed.
     """
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"strength is a weight of 0 or more, not {strength}")
     if not 0 < pruning <= 1:
         raise ValueError(f"pruning is a fraction of the steps, in (0, 1], not {pruning}")
     x = task.data["train"][0][:1].to(next(model.parameters()).device)
@@ -67,16 +73,21 @@ def lapp(
     whole = float(total(torch.ones(graph.n, dtype=torch.float64)))
     _, budget = target(sparsity, whole, flops=flops)
     families, columns = inner(graph), readers(graph, model)
-    thresholds = torch.zeros(len(families), device=x.device, requires_grad=True)
+    first = next(model.parameters())
+    thresholds = torch.zeros(len(families), device=first.device, dtype=first.dtype, requires_grad=True)
     learner = torch.optim.SGD([thresholds], lr=SPEED)
-    steps = task.training.steps if steps is None else steps
+    steps = task.training.steps if steps is None else at_least_one("steps", steps)
+    order = list(families.values())
+    trial = nearest(margins(model, graph, families, thresholds).detach().cpu(), order, total, budget)
+    if trial.any():  # what cannot be met, or not be cut out, is told before anything is trained
+        cut(model, graph, trial, x)
     end, done = round(pruning * steps), 0
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         gates = open_gates(margins(model, graph, families, thresholds))
         allowed = 1 - (1 - budget / whole) * min(1.0, done / (RAMP * end))
         over = (total(gates) / whole - allowed).clamp(min=0)
-        return F.cross_entropy(gated(model, gates, columns, x), y) + strength * over.square()
+        return task.loss(gated(model, gates, columns, x), y) + strength * over.square()
 
     def on_step(step: int, _optimizer: torch.optim.Optimizer) -> None:
         nonlocal done
@@ -91,7 +102,7 @@ def lapp(
     task.train(model, seed=seed, steps=steps, lr=lr, stop=end, objective=objective, on_step=on_step, label="LAPP")
     with torch.no_grad():
         above = margins(model, graph, families, thresholds).cpu()
-    masks = masks_of(model, graph, nearest(above, list(families.values()), total, budget))
+    masks = masks_of(model, graph, nearest(above, order, total, budget))
     masks.apply(model)
     task.train(model, masks=masks, seed=seed, steps=steps, lr=lr, start=end, label="LAPP, after pruning")
     return masks

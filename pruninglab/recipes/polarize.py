@@ -5,14 +5,17 @@ inputs agree; when they do, the gates say the same whatever comes in, and what t
 training. The loss is a reconstruction: the paper's text was not at hand.
 """
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruninglab.graph import trace
 from pruninglab.masks import Masks
+from pruninglab.naming import at_least_one
 from pruninglab.pruning import check_sparsity
 from pruninglab.recipes.gates import Gates
+from pruninglab.surgery import cut
 from pruninglab.tasks import Task
 
 SPEED = 0.01  # learning rate of the gates (Adam)
@@ -55,7 +58,7 @@ def polarize(
     """
     if not 0 < settled <= 1:
         raise ValueError(f"settled is a fraction of the steps, in (0, 1], not {settled}")
-    steps = task.training.steps if steps is None else steps
+    steps = task.training.steps if steps is None else at_least_one("steps", steps)
     stop = round(settled * steps)
     options = {"polarization": polarization, "activity": activity, "steps": steps, "stop": stop, "lr": lr}
     gates = train_gates(model, task, sparsity=sparsity, seed=seed, **options)  # type: ignore[arg-type]
@@ -103,16 +106,19 @@ def train_gates(
         GraphError: nothing can be removed.
     """
     open_share = 1 - check_sparsity(sparsity)
-    if polarization < 0 or activity < 0:
+    if not (0 <= polarization < math.inf and 0 <= activity < math.inf):
         raise ValueError(f"polarization and activity are weights ≥ 0, not {polarization} and {activity}")
-    gates = Gates(model, trace(model, task.data["train"][0][:1].to(next(model.parameters()).device)), seed)
+    x = task.data["train"][0][:1].to(next(model.parameters()).device)
+    gates = Gates(model, trace(model, x), seed)
+    fewest = torch.cat([torch.arange(n) == 0 for n in gates.sizes])
+    cut(model, gates.graph, gates.closed(fewest), x)  # what cannot be cut out is told before anything is trained
     learner = torch.optim.Adam(gates.parameters(), lr=SPEED)
-    steps = task.training.steps if steps is None else steps
+    steps = task.training.steps if steps is None else at_least_one("steps", steps)
     done = 0
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with gates.on(model):
-            loss = F.cross_entropy(model(x), y)
+            loss = task.loss(model(x), y)
             means = torch.cat([values.mean(0) for values in gates.values.values()])
         polar = (means * (1 - means)).mean()
         rising = min(1.0, 2 * done / steps)

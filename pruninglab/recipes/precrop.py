@@ -17,6 +17,7 @@ from pruninglab.layers import prunable
 from pruninglab.masks import Masks
 from pruninglab.recipes.budget import cost, layer_flops, refined, target
 from pruninglab.recipes.inner import inner, readers
+from pruninglab.surgery import cut
 from pruninglab.tasks import Task
 
 LEVELS = 20_000  # densities that are tried: as many as a budget can tell apart
@@ -96,7 +97,9 @@ def precrop(
     total = cost(model, graph, price)
     removed = search(lambda gone: float(total((~gone).double())), pick, 1, LEVELS, budget)
     ranked = [family.cells[0][order[name]] for name, family in inner(graph).items()]
-    masks = masks_of(model, graph, refined(removed, ranked, total, budget))
+    removed = refined(removed, ranked, total, budget)
+    cut(model, graph, removed, x)  # what cannot be cut out is told before anything is changed
+    masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
 

@@ -66,7 +66,8 @@ def sap(
     size = partial(next_keep, p=p, q=q, eta=eta, gamma=gamma, beta=beta)
     size(torch.ones(1))  # what is wrong with its settings is told before anything is trained
     end = prune(copy.deepcopy(model), sparsity=sparsity)
-    masks, initial = Masks.of(model), copy.deepcopy(model.state_dict())
+    masks = Masks({name: torch.ones_like(mask) for name, mask in end.items()})
+    initial = copy.deepcopy(model.state_dict())
 
     def retrain(label: str) -> None:
         model.load_state_dict(initial)

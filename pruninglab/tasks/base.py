@@ -92,8 +92,11 @@ class Task:
     ) -> list[float]:
         """Train a model in place with this task's recipe, or with other `steps` or another `lr`.
 
-        The other options are those of `training.train`. Returns the loss of each step.
+        The other options are those of `training.train`; the objective is this task's `loss`. Returns the loss of each
+        step.
         """
+        if type(self).loss is not Task.loss:
+            options = {"objective": lambda model, x, y: self.loss(model(x), y)} | options
         given = {name: value for name, value in (("steps", steps), ("lr", lr)) if value is not None}
         how = replace(self.training, **given)  # type: ignore[arg-type]
         return train(model, self.data["train"], how, seed=whole("seed", seed), **options)

@@ -20,7 +20,7 @@ def together(jobs: Sequence[Callable[[], Any]], *, n_jobs: int = 1) -> list[Any]
     """Run jobs side by side, and return their results in order.
 
     In one process only one of them runs at any moment, so they may share what they read. Results are those of running
-    the jobs one after another, up to the rounding of floats. An error in one job ends all.
+    the jobs one after another, up to the rounding of floats. An error that a job does not catch itself ends all.
 
     Args:
         jobs: functions without arguments.
@@ -72,7 +72,7 @@ def _train(asking: "list[_Actor]") -> None:
         start = time.perf_counter()
         losses = train_all([actor.asked for actor in alike], plan)
         for actor, mine in zip(alike, losses, strict=True):
-            actor.losses = mine
+            actor.found = mine
             actor.seconds += (time.perf_counter() - start) / len(alike)
 
 
@@ -85,7 +85,7 @@ class _Actor:
 
     asked: Job
     plan: Plan
-    losses: list[float]
+    found: list[float] | Exception
 
     def __init__(self, job: Callable[[], Any]) -> None:
         self.job, self.result, self.done = job, None, False
@@ -132,4 +132,6 @@ class _Actor:
         self._enter.acquire()
         if self._stopped:
             raise _Stopped
-        return self.losses
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found

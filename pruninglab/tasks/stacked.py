@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TRIED = 8  # samples for each network in the trial whether a stack gives what they give
+DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)  # alone each network draws what its own seed says
 LARGE = 300_000  # parameters, above which a network keeps a processor's cores busy by itself
 
 
@@ -28,7 +30,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         networks, inputs, outputs = self.weight.shape
         y = torch.bmm(x.reshape(networks, -1, inputs), self.weight)
-        return (y if self.bias is None else y.add_(self.bias[:, None])).view(-1, outputs)
+        return (y if self.bias is None else y.add_(self.bias[:, None])).view(*x.shape[:-1], outputs)
 
 
 class StackedConv2d(nn.Module):
@@ -146,9 +148,10 @@ def _tensor_of(model: nn.Module, name: str) -> Tensor:
 def stackable(models: Sequence[nn.Module], inputs: Tensor) -> bool:
     """Whether networks can train as a `Stack`: small, of one kind, made of known layers, and treating samples alike.
 
-    The last is tried: two samples of `inputs` for each network have to come out of the stack as out of the networks.
+    The last is tried: some samples of `inputs` for each network have to come out of the stack as out of the networks,
+    in training and in evaluation.
     """
-    kinds = [[(name, type(module)) for name, module in model.named_modules()] for model in models]
+    kinds = [[(name, type(module), _settings(module)) for name, module in model.named_modules()] for model in models]
     shapes = [[(name, t.shape, t.dtype, t.device) for name, t in model.state_dict().items()] for model in models]
     first = models[0]
     if any(kind != kinds[0] for kind in kinds) or any(shape != shapes[0] for shape in shapes):
@@ -159,16 +162,31 @@ def stackable(models: Sequence[nn.Module], inputs: Tensor) -> bool:
         return False
     if len(list(first.parameters())) != len(list(first.named_parameters(remove_duplicate=False))):
         return False  # weights that two layers share
-    x = inputs[torch.arange(2 * len(models)) % len(inputs)].to(next(first.parameters()).device)
-    modes = [model.training for model in models]
-    together = Stack(models).eval()(x)
-    alone = torch.cat([model.eval()(part) for model, part in zip(models, x.chunk(len(models)), strict=True)])
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
+    x = inputs[torch.arange(TRIED * len(models)) % len(inputs)].to(next(first.parameters()).device)
+    try:
+        with torch.random.fork_rng():
+            return all(_alike(models, x, training) for training in (False, True))
+    except Exception:  # a forward that knows its layers' names or shapes: it cannot be done as a stack
+        return False
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    """What a module was made with, such as a momentum; but not its mode."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
+
+
+def _alike(models: Sequence[nn.Module], x: Tensor, training: bool) -> bool:
+    """Whether a stack gives what the networks give, each for its part of x. The networks are not changed."""
+    together = Stack(models).train(training)(x)
+    parts = zip(models, x.chunk(len(models)), strict=True)
+    alone = torch.cat([copy.deepcopy(model).train(training)(part) for model, part in parts])
     return together.shape == alone.shape and torch.allclose(together, alone, rtol=1e-3, atol=1e-4)
 
 
 def _known(module: nn.Module) -> bool:
+    if isinstance(module, DRAWING):
+        return False
     if any(getattr(module, hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")):
         return False
     if not all(p.requires_grad for p in module.parameters(recurse=False)):

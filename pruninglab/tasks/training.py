@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pruninglab.files import load_tensors, save_tensors
-from pruninglab.naming import unknown
+from pruninglab.naming import unknown, whole
 from pruninglab.progress import progress
 from pruninglab.tasks.stacked import Stack, stackable
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, torch.optim.Optimizer], None]
+OPTIMIZERS = ("sgd", "adam", "adamw")
 SAVE_EVERY = 2.0  # seconds between checkpoints, always of whole steps: what an interruption can cost at most
 
 
@@ -50,6 +51,22 @@ class Training:
     optimizer: str = "sgd"  # "adam", with weight decay as an ℓ2 penalty; or "adamw", which decays matrices only
     warmup: float = 0.0  # the fraction of steps in which the learning rate rises from 0
     clip: float | None = None  # what the norm of all gradients is cut down to
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "steps": (whole("steps", self.steps) >= 0, "0 or more"),
+            "batch": (whole("batch", self.batch) >= 1, "1 or more"),
+            "lr": (0 <= self.lr < math.inf, "a finite number of 0 or more"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "a finite number of 0 or more"),
+            "warmup": (0 <= self.warmup <= 1, "a fraction of the steps, in [0, 1]"),
+            "clip": (self.clip is None or self.clip > 0, "more than 0, or None"),
+        }
+        for name, (fits, told) in allowed.items():
+            if not fits:
+                raise ValueError(f"Training: {name} must be {told}, not {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
 
 
 def rows(outputs: Any) -> Tensor:
@@ -108,7 +125,10 @@ def train(
     # What has a checkpoint is a network for the cache, which must not depend on what trains beside it.
     if meet is not None and checkpoint is None:
         return meet(job, plan)
-    return train_all([job], plan, checkpoint)[0]
+    (losses,) = train_all([job], plan, checkpoint)
+    if isinstance(losses, Exception):
+        raise losses
+    return losses
 
 
 beside = threading.local()  # `together` puts here, for the thread of each of its jobs, how to meet the others
@@ -141,13 +161,20 @@ class Plan:
         return same and (self.how, self.start, self.stop) == (other.how, other.start, other.stop)
 
 
-def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -> list[list[float]]:
-    """Train the networks of several jobs, as one stack where they are small and alike, and one by one elsewhere."""
+def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -> list[list[float] | Exception]:
+    """Train the networks of several jobs, as one stack where they are small and alike, and one by one elsewhere.
+
+    Returns the losses of each job; or, where its objective or `on_step` failed, the error: the others go on.
+    """
     models = [job.model for job in jobs]
     if len(jobs) == 1:
         (model,) = models
         optimizer = _optimizer(model, plan.how)
-        return _steps(jobs, plan, model, optimizer, [optimizer], lambda x, y: plan.objective(model, x, y), checkpoint)
+        try:
+            losses_of = partial(plan.objective, model)
+            return _steps(jobs, plan, model, optimizer, [optimizer], losses_of, checkpoint)
+        except Exception as error:
+            return [error]
     if (
         plan.objective is not cross_entropy
         or plan.how.augment
@@ -156,7 +183,7 @@ def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -
     ):
         return [train_all([job], plan)[0] for job in jobs]
     stack = Stack(models)
-    optimizer = _optimizer(stack, plan.how, fused=True)
+    optimizer = _optimizer(stack, plan.how, stacked=True)
     with stack.shared_with(models):
         followers = [Follower(model, stack, optimizer, s) for s, model in enumerate(models)]
         return _steps(jobs, plan, stack, optimizer, followers, stack.losses, None)
@@ -202,13 +229,14 @@ def _steps(
     followers: Sequence[torch.optim.Optimizer],
     losses_of: Callable[[Tensor, Tensor], Tensor],
     checkpoint: Path | None,
-) -> list[list[float]]:
+) -> list[list[float] | Exception]:
     how, seeds = plan.how, [job.seed for job in jobs]
     device = next(net.parameters()).device
     start = plan.start
     if checkpoint is not None and checkpoint.exists():
         start = _resume(checkpoint, net, optimizer, start)
     losses: list[Tensor] = []
+    failed: dict[int, Exception] = {}  # networks that train on for nothing, since the others must not notice
     # Gradients that stay where they are, so that views of them stay valid. If nobody looks, new ones are quicker.
     watched = isinstance(followers[0], Follower) and any(job.on_step is not None for job in jobs)
     saved = time.monotonic()
@@ -217,6 +245,7 @@ def _steps(
         job.model.train()
     try:
         with ExitStack() as held, progress(total=plan.stop, initial=start, desc=plan.label, unit="step") as bar:
+            held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
             for job, follower in zip(jobs, followers, strict=True):
                 if job.masks is not None:
                     held.enter_context(job.masks.enforced(follower))
@@ -224,6 +253,7 @@ def _steps(
                 inputs, targets = batch_at(step, plan.data, how, *seeds)
                 for group in optimizer.param_groups:
                     group["lr"] = rate(step, how)
+                _seed(device, seeds[0] * 1_000_003 + step)  # for dropout, say; none of it is in a stack
                 each = losses_of(inputs.to(device), targets.to(device))
                 optimizer.zero_grad(set_to_none=not watched)
                 each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
@@ -231,13 +261,18 @@ def _steps(
                     nn.utils.clip_grad_norm_(net.parameters(), how.clip)
                 optimizer.step()
                 losses.append(each.detach())
-                for job, follower in zip(jobs, followers, strict=True):
+                for s, (job, follower) in enumerate(zip(jobs, followers, strict=True)):
                     if isinstance(follower, Follower):
                         if job.on_step is not None:
                             follower.follow()
                         follower.stepped()
-                    if job.on_step is not None:
-                        job.on_step(step + 1, follower)
+                    if job.on_step is not None and s not in failed:
+                        try:
+                            job.on_step(step + 1, follower)
+                        except Exception as error:
+                            if len(jobs) == 1:
+                                raise
+                            failed[s] = error
                 bar.update()
                 if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
                     _save(checkpoint, net, optimizer, step + 1)
@@ -246,24 +281,30 @@ def _steps(
         for job in jobs:
             job.model.eval()
     if not losses:
-        return [[] for _ in jobs]
-    return torch.stack(losses).view(len(losses), len(jobs), -1).mean(2).T.tolist()
+        return [failed.get(s, []) for s in range(len(jobs))]
+    means = torch.stack(losses).view(len(losses), len(jobs), -1).mean(2).T.tolist()
+    return [failed.get(s, mine) for s, mine in enumerate(means)]
 
 
-def _optimizer(model: nn.Module, how: Training, *, fused: bool = False) -> torch.optim.Optimizer:
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that layers draw from on this device (`torch.manual_seed` takes longer than a small step)."""
+    torch.default_generator.manual_seed(seed % 2**63)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed % 2**63)
+
+
+def _optimizer(model: nn.Module, how: Training, *, stacked: bool = False) -> torch.optim.Optimizer:
     """An optimizer; fused is quicker for the large tensors of a stack, and rounds a little differently."""
-    way: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+    way: dict[str, Any] = {"fused": True} if stacked else {"foreach": True}
     way |= {"lr": how.lr, "weight_decay": how.weight_decay}
     if how.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=how.momentum, **way)
     if how.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), **way)
-    if how.optimizer == "adamw":
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, betas=(how.momentum, 0.95), **way)
-    raise unknown("optimizer", how.optimizer, ("sgd", "adam", "adamw"))
+    matrices = [p for p in model.parameters() if p.ndim - stacked > 1]
+    others = [p for p in model.parameters() if p.ndim - stacked <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(how.momentum, 0.95), **way)
 
 
 def rate(step: int, how: Training) -> float:
