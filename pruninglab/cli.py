@@ -110,6 +110,9 @@ def _compare_options(parser: Parser) -> None:
     add("--seeds", type=int, default=5, metavar="N", help="how many networks (5)")
     for name, usual in (("unit", "weight"), ("allocation", "global"), ("schedule", "one_shot"), ("recovery", "none")):
         add(f"--{name}", nargs="+", default=[usual], metavar="NAME", help=f"one or several ({usual})")
+    add("--first-seed", type=int, default=0, metavar="SEED", help="of these networks, for fresh ones (0)")
+    add("--exclude", nargs="+", default=[], metavar="LAYER", help="layers to leave alone, names or globs")
+    add("--calibration", type=int, default=256, metavar="N", help="how many training samples criteria see (256)")
     add("--metrics", nargs="+", default=[], metavar="NAME", help="what else to measure")
     add("--time-limit", type=float, default=None, metavar="SECONDS", help="for one pruning")
     add("--csv", type=Path, metavar="FILE", help="write all rows")
@@ -141,7 +144,9 @@ def _compare(options: argparse.Namespace) -> int:
                 allocation=options.allocation,
                 schedule=options.schedule,
                 recovery=[None if name == "none" else name for name in options.recovery],
-                seeds=options.seeds,
+                seeds=range(options.first_seed, options.first_seed + options.seeds),
+                exclude=options.exclude,
+                calibration=options.calibration,
                 metrics=options.metrics,
                 time_limit=options.time_limit,
                 n_jobs=options.jobs,

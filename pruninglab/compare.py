@@ -20,7 +20,7 @@ from pruninglab import tasks, units
 from pruninglab.allocation import Allocation
 from pruninglab.criteria import CRITERIA, Criterion, needs
 from pruninglab.criteria import find as find_criterion
-from pruninglab.files import cache_dir
+from pruninglab.files import cache_dir, digest
 from pruninglab.layers import Exclude, entries
 from pruninglab.metrics import METRICS, Metric
 from pruninglab.naming import label, resolve, whole
@@ -235,7 +235,7 @@ def _dense(homes: dict[str, Task], seeds: list[int], metrics: dict[str, Metric])
 def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
     """The row of each run: from the store, or by doing it. What failed is not stored."""
     store = Store(cache_dir() / "runs.sqlite") if cache else None
-    keys = {place: key for place, run in runs.items() if (key := run.key())} if store else {}
+    keys = _keys(runs) if store else {}
     found = {place: row for place, key in keys.items() if store and (row := store[key])}
     missing = {place: run for place, run in runs.items() if place not in found}
     with progress(total=len(runs), initial=len(found), desc="comparing", unit="run", delay=1) as bar:
@@ -254,6 +254,18 @@ def _found(runs: Runs, n_jobs: int | None, cache: bool) -> dict[Any, Row]:
                 store.update(waiting)
                 store.close()
     return found
+
+
+def _keys(runs: Runs) -> dict[Any, str]:
+    """What the result of each run is stored under, where it can be."""
+    networks: dict[tuple[int, int], str] = {}
+    keys = {}
+    for place, run in runs.items():
+        which = id(run.task), run.seed
+        if which not in networks:
+            networks[which] = digest(run.task.version, *run.task.trained(run.seed).state_dict().values())
+        keys[place] = run.key(networks[which])
+    return {place: key for place, key in keys.items() if key}
 
 
 def _results(runs: Runs, n_jobs: int | None) -> Iterator[tuple[Any, Row]]:

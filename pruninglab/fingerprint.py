@@ -1,10 +1,14 @@
 """Telling one function from another by what it does, so that a cached result never answers for a changed criterion."""
 
 import copyreg
+import dis
+import importlib
 import sys
+import sysconfig
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ DESCRIPTORS = (  # what a class that is written in C is made of
     types.ClassMethodDescriptorType,
     types.WrapperDescriptorType,
 )
+STANDARD = sysconfig.get_path("stdlib")
 Seen = dict[int, tuple[int, object]]  # by their ids, what was met before, in which order; held, so that ids stay taken
 
 
@@ -45,7 +50,7 @@ def stored_as(*things: Any) -> str:
 
 
 def _parts(thing: Any, seen: Seen) -> Iterator[object]:
-    if thing is None or isinstance(thing, (bool, int, float, complex, str, bytes)):
+    if type(thing) in (type(None), bool, int, float, complex, str, bytes):
         yield repr(thing)
         return
     if id(thing) in seen:  # functions may call each other in circles, and a list may hold itself
@@ -61,11 +66,13 @@ def _parts(thing: Any, seen: Seen) -> Iterator[object]:
             yield from _parts(thing.tolist(), seen)
         else:
             yield np.ascontiguousarray(thing).tobytes()
-    elif isinstance(thing, (list, tuple, set, frozenset)):
+    elif isinstance(thing, np.generic):
+        yield thing.dtype, repr(thing)
+    elif type(thing) in (list, tuple, set, frozenset):  # and no class made of one, which may hold more
         yield type(thing).__name__, len(thing)
         for item in sorted(thing, key=repr) if isinstance(thing, (set, frozenset)) else thing:
             yield from _parts(item, seen)
-    elif isinstance(thing, (dict, types.MappingProxyType)):
+    elif type(thing) in (dict, types.MappingProxyType):
         yield "dict", len(thing)
         for pair in thing.items():
             yield from _parts(pair, seen)
@@ -95,7 +102,13 @@ def _parts(thing: Any, seen: Seen) -> Iterator[object]:
         yield from _parts((thing.fget, thing.fset), seen)
     elif isinstance(thing, cached_property):
         yield from _parts(thing.func, seen)
-    elif isinstance(thing, (types.ModuleType, types.BuiltinFunctionType, *DESCRIPTORS)):
+    elif isinstance(thing, types.ModuleType):
+        yield thing.__name__, "" if _known(thing) else _content(thing)
+    elif isinstance(thing, types.BuiltinFunctionType):
+        yield thing.__module__, thing.__name__
+        if not isinstance(thing.__self__, types.ModuleType):  # a method: `table.get`
+            yield from _parts(thing.__self__, seen)
+    elif isinstance(thing, DESCRIPTORS):
         yield thing.__name__
     else:
         yield from _object(thing, seen)
@@ -119,12 +132,28 @@ def _object(thing: Any, seen: Seen) -> Iterator[object]:
 
 def _known(thing: Any) -> bool:
     """Whether code comes from where a version, or the library's own hash, says all about it."""
-    root = str(getattr(thing, "__module__", None) or getattr(thing, "__name__", "")).split(".")[0]
+    root = _module(thing).split(".")[0]
     if root == "__main__":
         return False
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
-    return installed or root in ("torch", "numpy", "pruninglab") or root in sys.stdlib_module_names
+    of_python = root in sys.stdlib_module_names and (not file or Path(file).is_relative_to(STANDARD))
+    return installed or of_python or root in ("torch", "numpy", "pruninglab")
+
+
+def _module(thing: Any) -> str:
+    """The name of the module where a thing's code really stands, whatever it says of itself (`functools.wraps`)."""
+    if isinstance(thing, types.FunctionType):
+        return str(thing.__globals__.get("__name__", ""))
+    return str(getattr(thing, "__module__", None) or getattr(thing, "__name__", ""))
+
+
+def _content(module: types.ModuleType | None) -> str:
+    """A hash of a module's file; "" if it has none that can be read."""
+    try:
+        return digest(Path(module.__file__).read_bytes())  # type: ignore[union-attr, arg-type]
+    except (OSError, TypeError, AttributeError):
+        return ""
 
 
 def _function(function: types.FunctionType, seen: Seen) -> Iterator[object]:
@@ -135,11 +164,30 @@ def _function(function: types.FunctionType, seen: Seen) -> Iterator[object]:
     yield function.__qualname__
     yield from _parts((function.__defaults__, function.__kwdefaults__, vars(function)), seen)
     if _known(function):  # the code is known, but not what it was made with: `iterative(3)` is not `iterative(5)`
-        yield function.__module__
+        module = _module(function)
+        yield module
+        if module.split(".")[0] not in ("torch", "numpy", "pruninglab", *sys.stdlib_module_names):
+            yield _content(sys.modules.get(module))  # of a package that may be the user's own
         yield from _parts(closure, seen)
         return
     yield from _parts(code, seen)
-    yield from _used([*_names(code)], function.__globals__ | closure, seen)
+    yield from _used([*_names(code)], function.__globals__ | closure | _imported(code, function.__globals__), seen)
+
+
+def _imported(code: types.CodeType, scope: Mapping[str, Any]) -> dict[str, Any]:
+    """The modules that code imports when it runs, by their names."""
+    found, level = {}, 0
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_CONST" and isinstance(step.argval, int):
+            level = step.argval  # the last number before the import says how many packages up it begins
+        elif step.opname == "IMPORT_NAME":
+            package = scope.get("__package__") if level else None
+            with suppress(Exception):  # then the code fails too
+                found[step.argval] = importlib.import_module("." * level + step.argval, package)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _imported(constant, scope)
+    return found
 
 
 def _used(names: Iterable[str], scope: Mapping[str, Any], seen: Seen) -> Iterator[object]:

@@ -53,6 +53,7 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
         raise ValueError(
             f"{type(model).__name__} has no prunable layer: no Linear, Conv1d, Conv2d or Conv3d "
             "with a weight of its own"
+            + (" (GPT-2's Conv1D: `tasks.linears.as_linear(model)` first)" if _has_conv1d(model) else "")
         )
     for entry in exclude:
         hit = [name for name, layer in found.items() if any(matches(entry, *who) for who in owners[id(layer.weight)])]
@@ -63,6 +64,10 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     if not found:
         raise ValueError("exclude leaves no prunable layer")
     return found
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
 def not_plain(module: str) -> str:

@@ -257,6 +257,8 @@ def _top_units(
         sizes[name].index_add_(0, ids, present)
         values = torch.where(present > 0, layer.tensor().double().cpu().flatten(), 0)
         sums = torch.zeros(len(sizes[name]), dtype=torch.float64).index_add_(0, ids, values)
+        if torch.isnan(sums).any():
+            raise ValueError(f"a {unit.name} of layer {name!r} has scores of +∞ and of −∞, so its mean is no number")
         means.append(torch.where(sizes[name] > 0, sums / sizes[name], -torch.inf))
     order = torch.cat(means).argsort(descending=True, stable=True)
     cumulated = torch.cat(list(sizes.values()))[order].cumsum(0)

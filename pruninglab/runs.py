@@ -53,9 +53,13 @@ class Run:
     metrics: dict[str, Metric] = field(default_factory=dict)
     limit: float | None = None
 
-    def key(self) -> str:
-        """What the result is stored under, or "" if it cannot be; the library's own code is part of it."""
-        return stored_as(code_version(), torch.__version__, vars(self) | {"task": self.task.version, "limit": None})
+    def key(self, network: str) -> str:
+        """What the result is stored under, or "" if it cannot be; the library's own code is part of it.
+
+        Args:
+            network: a hash of the task and of the trained network that the run begins with.
+        """
+        return stored_as(code_version(), torch.__version__, vars(self) | {"task": network, "limit": None})
 
 
 def do(runs: Sequence[Run]) -> list[Row]:
@@ -93,6 +97,7 @@ def _pruned(run: Run) -> tuple[nn.Module, Masks, Row]:
     initial = task.model(run.seed) if "initial_weight" in run.statistics else None
     data = task.calibration(run.calibration, run.seed)
     generator = torch.Generator().manual_seed(run.seed)
+    criterion = copy.deepcopy(run.criterion)  # what it remembers of this run is not for another one
     forward_passes = 0
     alike: list[bool] = []
 
@@ -106,7 +111,7 @@ def _pruned(run: Run) -> tuple[nn.Module, Masks, Row]:
             prune,
             model,
             sparsity=sparsity,
-            criterion=_watched(run.criterion, alike),
+            criterion=_watched(criterion, alike),
             unit=run.unit,
             allocation=run.allocation,
             data=data,

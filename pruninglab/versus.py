@@ -84,7 +84,8 @@ def versus(table: "pd.DataFrame", criterion: str, *, against: str = "magnitude",
 
 def _best(part: "pd.DataFrame", but: str) -> str:
     others = part[part["criterion"] != but]
-    means = others.groupby("criterion", sort=False)["validation"].mean().dropna()
+    found = others.groupby("criterion", sort=False)["validation"].agg(["mean", "count"]).dropna()
+    means = found["mean"][found["count"] == found["count"].max()]  # who failed on hard seeds is not better for it
     if means.empty:
         raise ValueError("no other criterion has a validation accuracy, by which the best is chosen")
     return str(means.idxmax())

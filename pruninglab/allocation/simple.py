@@ -107,8 +107,9 @@ def lamp(scores: Mapping[str, Scores], keep: int) -> dict[str, int]:
         if (s < 0).any():
             raise ValueError(f"lamp needs scores of 0 or more; layer {name!r} has negative ones")
         squares = s.square().sort().values
-        at_least = squares.flip(0).cumsum(0).flip(0)
-        ranked[name] = Scores.of(name, torch.where(at_least > 0, squares / at_least, 0))
+        at_least = squares.where(squares < torch.inf, 0).flip(0).cumsum(0).flip(0)
+        shares = torch.where(at_least > 0, squares / at_least, 0)
+        ranked[name] = Scores.of(name, shares.where(squares < torch.inf, torch.inf))  # +∞ has to stay
     return top_counts(ranked, keep)
 
 

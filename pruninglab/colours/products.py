@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruninglab.colours.palette import Palette, Work
@@ -141,13 +142,27 @@ def weight_of(c: Palette, tensor: Tensor) -> "Weight | None":
     lying = []
     for dim in (-2, -1):
         steps = np.arange(tensor.shape[dim]) * int(tensor.stride(dim)) + int(offset)
-        if not whole.is_contiguous():
+        places = _places(steps, whole)
+        if places is None:
             return None
-        places = np.unravel_index(steps, whole.shape)
-        moving = [d for d, place in enumerate(places) if len(place) > 1 and (place != place[0]).any()]
-        d = moving[0] if moving else None
+        moving = [d for d, place in places.items() if len(place) > 1 and (place != place[0]).any()]
+        d = min(moving, default=None)
         lying.append((d, torch.from_numpy(places[d].astype(np.int64)) if d is not None else None))
     return Weight(name, whole, *lying[0], *lying[1])
+
+
+def _places(steps: NDArray[np.int64], whole: Tensor) -> dict[int, NDArray[np.int64]] | None:
+    """Dimension → the index there of the numbers that lie so many steps behind a tensor's first; transposed ones too.
+
+    None if a tensor has gaps, or several places of it are one number.
+    """
+    places, before = {}, 1
+    for d in sorted((d for d in range(whole.ndim) if whole.shape[d] > 1), key=whole.stride):
+        if whole.stride(d) != before:
+            return None
+        places[d] = steps // before % whole.shape[d]
+        before *= whole.shape[d]
+    return places
 
 
 def linear(c: Palette, x: Tensor, weight: "Weight", out: Tensor, width: int) -> Tensor | None:

@@ -147,7 +147,10 @@ def score(
     if lazy:
         lazy.reject_nan()
         return lazy
-    known: dict[str, Any] = {**statistics, "generator": generator}
+    known: dict[str, Any] = {**statistics}
+    if "generator" in needs(function):
+        # A stream of its own: with one seed for both, these would be the numbers that drew the first layer's weights.
+        known["generator"] = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
     asked = {need: known[need] for need in needs(function)}
     for need in OF_MODELS & asked.keys():  # a criterion may work in place (`weight.abs_()`)
         asked[need] = asked[need].clone()

@@ -9,10 +9,7 @@ from pruninglab.criteria.base import criterion
 @criterion
 def random(weight: Tensor, generator: torch.Generator) -> Tensor:
     """A uniform random score: the baseline that every other criterion has to beat."""
-    # A stream of its own: with one seed for both, these would be the numbers that drew the first layer's weights.
-    own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
-    draws = torch.rand(weight.shape, generator=own)
-    return draws.to(weight.device)
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
 @criterion

@@ -38,11 +38,14 @@ class Task:
         """Split ("train", "validation", "test") → (x, y)."""
         return self.load()
 
-    @cached_property
+    @property
     def version(self) -> str:
         """A hash of all that makes the task: name, recipe, data, and the code that builds, trains and measures."""
-        data = (tensor for split in self.data.values() for tensor in split)
-        return digest(fingerprint((type(self), self.name, self.training, self.build)), *self.data, *data)
+        return digest(fingerprint((type(self), self.name, self.training, self.build)), self._data_version)
+
+    @cached_property
+    def _data_version(self) -> str:
+        return digest(*self.data, *(tensor for split in self.data.values() for tensor in split))
 
     def model(self, seed: int = 0) -> nn.Module:
         """A new, untrained network; the same seed gives the same weights, and no other randomness is touched."""

@@ -56,7 +56,7 @@ class LanguageTask(Task):
         if self.ready is not None and (seed, until) == (0, 1.0):
             return self.ready()
         if self.only_ready:
-            raise ValueError(f"{self.name} is one trained network: seed=0 and until=1 are all there is")
+            raise ValueError(f"{self.name} is one trained network: seed=0 and until=1 are all there is (seeds=[0])")
         return super().trained(seed, until=until)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TRIED = 8  # samples for each network in the trial whether a stack gives what they give
+TRIED = 4  # samples for each network in the trial whether a stack gives what they give
 DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU)  # alone each network draws what its own seed says
 LARGE = 300_000  # parameters, above which a network keeps a processor's cores busy by itself
 

@@ -11,7 +11,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,6 +143,7 @@ class Job:
     seed: int
     masks: Enforceable | None
     on_step: OnStep | None
+    context: Context = field(default_factory=copy_context)  # `quietly`, say, holds in `on_step` whoever runs it
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +270,7 @@ def _steps(
                         follower.stepped()
                     if job.on_step is not None and s not in failed:
                         try:
-                            job.on_step(step + 1, follower)
+                            job.context.run(job.on_step, step + 1, follower)
                         except Exception as error:
                             if len(jobs) == 1:
                                 raise
