@@ -266,7 +266,7 @@ def fit(graph: Graph, family: Family, scores: Tensor, keep: int) -> Tensor:
     cost = np.full(total, SHARE)
     cost[:n] = -(SHARE**2) * (values - values.min()) / span
     cost[n : n + 2] = 1.0
-    upper = np.full(total, float(n))
+    upper = np.full(total, np.inf)  # a layer may hold a channel several times, so slacks have no bound of their own
     upper[:n] = 1
     found = milp(
         cost,

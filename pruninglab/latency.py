@@ -83,10 +83,10 @@ def _inputs_of_layers(model: nn.Module, inputs: Inputs) -> Mapping[str, torch.Si
     for name, module in model.named_modules():
         if isinstance(module, TIMED):
 
-            def note(_: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-                shapes[name] = args[0].shape
+            def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                shapes[name] = next(tensor for tensor in (*args, *kwargs.values())).shape
 
-            hooks.append(module.register_forward_pre_hook(note))
+            hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
     try:
         with evaluating(model), torch.no_grad():
             call(model, inputs)

@@ -24,6 +24,7 @@ from pruninglab.files import save_tensors
 from pruninglab.layers import EMBEDDINGS, PRUNABLE, Exclude, prunable
 from pruninglab.metrics import METRICS
 from pruninglab.naming import lookup
+from pruninglab.recording import requiring_grad
 from pruninglab.storage import save_sparse
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import evaluating
@@ -165,7 +166,8 @@ def flops(model: nn.Module, example_input: Inputs) -> int:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know attention in one piece
     try:
-        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        still = requiring_grad(model.parameters(), False)  # the counter looks for gradients even of a parameter's view
+        with evaluating(model), still, torch.no_grad(), FlopCounterMode(display=False) as counter:
             call(model, example_input)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

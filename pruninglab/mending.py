@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
+from pruninglab.colours.colouring import SHUFFLE, shuffled
 from pruninglab.colours.moves import SPLITS
-from pruninglab.colours.shadows import constants_in, numbers_in, tensors_in
+from pruninglab.colours.shadows import constants_in, numbers_in, results_in, tensors_in
 from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none
 from pruninglab.slimmed import is_row
@@ -28,7 +29,7 @@ TRIES = 200  # how many numbers of a model are tried before it is said that they
 Sizes = list[tuple[int, int, int | None]]  # of one dimension: before, as it must be, as it came out
 
 
-Factors = list[tuple[Tensor, float]]  # of a step, its operand and what it has to be multiplied by
+Factors = list[tuple[int, Tensor, float]]  # which step, its operand and what that has to be multiplied by
 
 
 class _Differs(Exception):
@@ -50,7 +51,8 @@ class _Beside(TorchDispatchMode):
         self.gone = or_none(removed)
         self.where: list[str] = [""]
         self.at = 0
-        self.rescale: list[tuple[Tensor, float]] = []
+        self.rescale: Factors = []
+        self.factors: dict[int, float] = {}  # what the results of steps are multiplied by
         self._sizes = sizes  # of each shadow by its id, remembered from run to run
 
     def left(self, shadow: Tensor) -> list[int]:
@@ -87,9 +89,12 @@ class _Beside(TorchDispatchMode):
         if of is None or not known or others or not now or not attention:
             what = f"{name} takes the number {now:g} instead of {then:g}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
-        self.rescale.append((of, now / then if plain == "div" else then / now))
+        self.rescale.append((self.at, of, now / then if plain == "div" else then / now))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._schema.name == SHUFFLE:
+            with self:
+                return shuffled(*args)
         name, kwargs = function._schema.name.removeprefix("aten::"), kwargs or {}
         step = self.steps[self.at] if self.at < len(self.steps) else None
         if step is not None and step.name != name:  # joining dimensions copies or not, as numbers lie in memory
@@ -112,6 +117,8 @@ class _Beside(TorchDispatchMode):
                 raise _Differs(self.at, self.where[-1], what, [three for three in sizes if three[1] != three[2]])
         if torch.Tag.pointwise in function.tags:
             self.note(step, name, args)
+        if self.at in self.factors:
+            out.mul_(self.factors[self.at])
         self.at += 1
         return out
 
@@ -158,6 +165,7 @@ def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Input
         GraphError: a layer reads others now; names it.
     """
     again = Colouring(small, whole_heads=graph.whole_heads, light=graph.colouring.light)
+    again.home = graph.colouring.home  # where what the forward makes itself has its numbers, also without weights
     with watched(small, again.where), again:
         call(small, inputs)
     gone, number = or_none(removed), torch.full((again.known(),), -1, dtype=torch.int64)
@@ -265,14 +273,68 @@ def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
                 yield guess
 
 
-def rescale(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> None:
-    """Let weights make up for numbers that the forward computes from sizes."""
-    for shadow, ratio in factors:
-        _rescale(small, graph, removed, shadow, ratio)
+@torch.no_grad()
+def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors) -> None:
+    """Let weights make up for numbers that the forward computes from sizes.
+
+    Raises:
+        GraphError: they cannot, since something lies between them and the number, or reads them beside it.
+    """
+    if not factors:
+        return
+    wanted = _with_old_numbers(small, graph, removed, inputs, factors)
+    done: dict[tuple[str, int], Tensor] = {}
+    for _, shadow, ratio in factors:
+        for place, factor in _targets(small, graph, removed, shadow, ratio):
+            if place in done and not torch.equal(done[place], factor):
+                both = (done[place] != 1) & (factor != 1) & (done[place] != factor)
+                if both.any():
+                    raise GraphError(f"{place[0]} would have to make up for two numbers that depend on a width")
+                factor = torch.where(factor == 1, done[place], factor)
+            done[place] = factor  # once, however often the layer runs, and whoever reads it
+    parameters = dict(small.named_parameters())
+    for (name, dim), factor in done.items():
+        tensor = parameters[name]
+        tensor.mul_(factor.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
+    if wanted is not None:
+        with watched(small, [""]):
+            given = call(small, inputs)
+        if not _same(wanted, given):
+            where = ", ".join(sorted({name for name, _ in done}))
+            raise GraphError(
+                f"{type(small).__name__} computes a number from a width (such as attention's 1/√d), and {where} cannot "
+                "make up for it, since something else reads them or lies between; leave them out with exclude="
+            )
 
 
-def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float) -> None:
-    """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand."""
+def _with_old_numbers(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors) -> Any:
+    """What the smaller model would give if its numbers were those of the larger one; None if that cannot be seen."""
+    beside = _Beside(graph, removed, {})
+    beside.light, beside.factors = False, {step: ratio for step, _, ratio in factors}
+    try:
+        with watched(small, beside.where), beside:
+            return call(small, inputs)
+    except _Differs:  # with numbers it takes other steps than without
+        return None
+
+
+def _same(wanted: Any, given: Any) -> bool:
+    """Whether all numbers are, but for rounding."""
+    pairs = zip(results_in(wanted), results_in(given), strict=True)
+    return all(
+        bool((a - b).abs().max() <= max(1e-9, 2e4 * torch.finfo(a.dtype).eps) * a.abs().max())
+        for a, b in pairs
+        if a.is_floating_point() and a.numel() and a.isfinite().all()
+    )
+
+
+def _targets(
+    small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float
+) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand.
+
+    Yields (parameter, dimension) and the factors along it.
+    """
     colouring = graph.colouring
     colours = torch.unique(narrow(shadow))
     if bool(colouring.is_head(colours).all()):  # a factor of the scores: one of the two that were multiplied takes it
@@ -288,7 +350,5 @@ def _rescale(small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ra
             kept = rows[~removed[graph.births[name, dim]]]
             for target in (name, name.removesuffix("weight") + "bias"):
                 if target in parameters:
-                    tensor, own = parameters[target], dim if target == name else 0
-                    factor = torch.where(kept.to(tensor.device), tensor.new_tensor(ratio), tensor.new_tensor(1.0))
-                    with torch.no_grad():
-                        tensor.mul_(factor.view([-1 if d == own else 1 for d in range(tensor.ndim)]))
+                    one = torch.ones(len(kept), dtype=torch.float64)
+                    yield (target, dim if target == name else 0), one.masked_fill(kept, ratio)

@@ -55,6 +55,7 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
     """
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     after = dict(small.named_parameters(remove_duplicate=False))
+    names |= {id(parameter): name for name, parameter in model.named_parameters()}  # of several names the masks' one
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if strangers := [tuple(parameter.shape) for parameter in held if id(parameter) not in names]:
         raise ValueError(f"this optimizer holds {len(strangers)} parameters that are not the model's: {strangers[:3]}")
@@ -70,6 +71,9 @@ def rebind(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == old.shape and value.shape != new.shape:
                     state[key] = remaining(value, [masks[name]], name)
+                elif isinstance(value, Tensor) and value.numel() > 1 and old.shape != new.shape:
+                    state = {}  # moments of rows and columns (Adafactor): it begins anew here
+                    break
             if state:
                 optimizer.state[new] = state
         group["params"] = kept

@@ -174,7 +174,7 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs,
         factors = mend(small, graph, removed, example_inputs)
         graph.rehearsed = Rehearsed(ref(model), removed, changed_numbers(model, small), factors)
     if not bare:
-        rescale(small, graph, removed, factors)
+        rescale(small, graph, removed, example_inputs, factors)
     return small
 
 

@@ -14,7 +14,8 @@ from pruninglab.tasks.training import evaluating
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """What a forward writes into its modules (a cache, a counter) is put back: a run on colours has no numbers."""
-    before = {module: (dict(vars(module)), dict(module._buffers)) for module in model.modules()}
+    ordinary = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = {module: (dict(vars(module)), dict(module._buffers)) for module in ordinary}
     values = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield

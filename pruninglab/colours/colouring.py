@@ -6,18 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pruninglab.colours import elementwise, moves, products
-from pruninglab.colours.palette import Palette, Step
-from pruninglab.colours.shadows import constants_in, numbers_in, tensors_in
+from pruninglab.colours.palette import Palette, Step, memory_of
+from pruninglab.colours.shadows import constants_in, numbers_in, results_in, tensors_in
 from pruninglab.colours.shapes import PRODUCTS, home_of, shapes_only
 
 MOVES = frozenset(
     "view _unsafe_view reshape permute transpose t expand slice select split unsafe_split split_with_sizes chunk "
     "unbind squeeze unsqueeze cat stack roll flip index index_select clone alias detach contiguous repeat "
-    "constant_pad_nd unfold as_strided diagonal movedim pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
+    "constant_pad_nd unfold as_strided diagonal movedim pixel_shuffle pixel_unshuffle "
+    "lift_fresh _to_copy view_as _reshape_alias rot90 tril triu swapaxes narrow copy "
     "lift_fresh_copy positive gather".split()
 )
 POINTWISE = frozenset(
@@ -28,9 +27,12 @@ REDUCTIONS = frozenset("mean sum amax amin max min var std linalg_vector_norm pr
 SPATIAL = frozenset(
     "max_pool1d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d "
-    "upsample_nearest2d upsample_bilinear2d upsample_nearest1d upsample_bicubic2d _upsample_bilinear2d_aa "
-    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d".split()
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
+    "replication_pad1d replication_pad2d replication_pad3d".split()
 )
+SHUFFLE = "aten::native_channel_shuffle"
 LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CREATIONS = frozenset(
     "new_zeros new_ones new_full new_empty new_empty_strided zero_ fill_ normal_ uniform_ bernoulli_ "
@@ -53,6 +55,9 @@ class Colouring(Palette, TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function._schema.name == SHUFFLE:
+            with self:
+                return shuffled(*args)
         tensors = tensors_in((args, kwargs))
         operands = [self.shadow(tensor) for tensor in tensors]
         self.ran.add(self.where[-1])
@@ -65,6 +70,8 @@ class Colouring(Palette, TorchDispatchMode):
             rule_for(name, function)(self, name, out, args, kwargs)
             if elementwise.loses_zeros(self, name, function, args, kwargs, tensors):
                 self.not_zero.update(dict.fromkeys(tensors_in(out), True))
+                if name.endswith("_"):  # whoever else looks at this memory sees it too
+                    self.written.update((memory_of(result), result) for result in tensors_in(out))
         shadows = [self.shadow(result) for result in tensors_in(out)]
         # A run with numbers cannot tell what was computed from a size from what was computed from activations.
         constants = constants_in(args) if self.light and torch.Tag.pointwise in function.tags else {}
@@ -73,9 +80,15 @@ class Colouring(Palette, TorchDispatchMode):
 
     def finish(self, outputs: Any) -> None:
         """Freeze what the caller gets to see: of a dictionary with logits (as transformers return) only those."""
-        for leaf in tree_leaves(getattr(outputs, "logits", outputs)):
+        for leaf in results_in(outputs):
             self.freeze(self.shadow(leaf), "the model's output")
         self.ties += list(moves.split_dimensions(self, self.views))
+
+
+def shuffled(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """What torch does as one operation, step by step, so that it can be followed."""
+    apart = x.view(len(x), groups, x.shape[1] // groups, *x.shape[2:])
+    return apart.transpose(1, 2).reshape(x.shape)
 
 
 Rule = Callable[[Palette, str, Any, Any, Any], None]
@@ -88,7 +101,7 @@ def rule_for(name: str, function: Any) -> Rule:
         return RULES[name]
     if plain in RULES:
         return RULES[plain]
-    if any(norm in name for norm in ("layer_norm", "group_norm", "batch_norm", "rms_norm")):
+    if any(norm in name for norm in elementwise.NORMS):
         return elementwise.norm
     return elementwise.pointwise if torch.Tag.pointwise in function.tags else unknown
 

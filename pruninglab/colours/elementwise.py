@@ -12,6 +12,8 @@ from pruninglab.colours.shadows import narrow, tensors_in
 ORDINARY_SUMS = frozenset(["mean", "sum", "var", "std", "linalg_vector_norm"])  # may run over channels, as in a norm
 LARGEST = 1 << 22  # a larger parameter that acts element by element is not given colours of its own
 SUMMING = frozenset("mm bmm addmm baddbmm linear matmul convolution embedding".split())
+EXPONENTIALS = frozenset("_softmax _log_softmax _safe_softmax logsumexp logcumsumexp".split())
+NORMS = ("layer_norm", "group_norm", "batch_norm", "rms_norm")  # with weights, which are masked as well
 KEEPING_ZERO = frozenset("mul div native_dropout".split())  # with another tensor too, if the first is zero
 ADDING = frozenset("add sub rsub where maximum minimum masked_fill lerp addcmul addcdiv clamp clamp_min".split())
 
@@ -24,7 +26,7 @@ def loses_zeros(c: Palette, name: str, function: Any, args: Any, kwargs: Any, te
     """
     plain = name.rstrip("_")
     coloured = [t for t in tensors if c.shadow(t) is not None]
-    spoilt = [t for t in coloured if t in c.not_zero]
+    spoilt = [t for t in coloured if c.spoilt(t)]
     if plain == "mul":
         return len(spoilt) == len(coloured) > 0
     if torch.Tag.pointwise in function.tags and plain not in ("clone", "_to_copy") and coloured:
@@ -41,7 +43,9 @@ def loses_zeros(c: Palette, name: str, function: Any, args: Any, kwargs: Any, te
         return not (isinstance(args[5], bool) and args[5])  # an instance norm's own statistics leave a zero
     if plain == "constant_pad_nd" and coloured and len(args) > 2 and args[2]:
         return True
-    return bool(spoilt) and plain not in SUMMING and "norm" not in plain
+    if plain in EXPONENTIALS and coloured:  # over positions: e⁰ is 1
+        return True
+    return bool(spoilt) and plain not in SUMMING and not any(norm in plain for norm in NORMS)
 
 
 def pointwise(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
@@ -130,7 +134,7 @@ def reduced(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     dims = list(lists[0]) if lists else numbers[:1] if name in ("max", "min", "amax", "argmax", "prod") else []
     dims = dims or list(range(shadow.ndim))
     plain = name.rstrip("_")
-    if plain not in ORDINARY_SUMS or args[0] in c.not_zero:
+    if plain not in ORDINARY_SUMS or c.spoilt(args[0]):
         for dim in dims:
             if c.varies(shadow, dim):
                 c.freeze(shadow, f"{name} runs over channels")

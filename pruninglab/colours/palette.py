@@ -76,6 +76,7 @@ class Palette:
         self.touched: set[str] = set()
         self.by_place = False
         self.not_zero: Any = WeakIdKeyDictionary()
+        self.written: dict[int, Tensor] = {}  # memory that was written so; tensors are held, so that it stays theirs
         self.ran: set[str] = set()
         self.work: Work | None = None
         self._parent = np.zeros(1, dtype=np.int64)
@@ -85,7 +86,7 @@ class Palette:
         self._leaves: dict[int, list[tuple[str, Tensor]]] = {}
         for name, tensor in named_tensors(model):
             if tensor.is_floating_point() and tensor.numel():
-                self._leaves.setdefault(_memory(tensor), []).append((name, tensor))
+                self._leaves.setdefault(memory_of(tensor), []).append((name, tensor))
 
     def new(self, n: int, *, virtual: bool = False) -> Tensor:
         """N new colours."""
@@ -93,6 +94,10 @@ class Palette:
         self._parent = np.concatenate([self._parent, np.arange(first, first + n)])
         self._virtual = np.concatenate([self._virtual, np.full(n, virtual)])
         return torch.arange(first, first + n)
+
+    def spoilt(self, tensor: Tensor) -> bool:
+        """Whether a tensor need not be zero where a removed channel would be."""
+        return tensor in self.not_zero or memory_of(tensor) in self.written
 
     def known(self) -> int:
         """How many colours there are, 0 counted."""
@@ -175,7 +180,7 @@ class Palette:
         """The parameter or buffer that a tensor is, or is a view of."""
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             return None
-        for name, whole in self._leaves.get(_memory(tensor), ()):
+        for name, whole in self._leaves.get(memory_of(tensor), ()):
             offset = tensor.storage_offset() - whole.storage_offset()
             if 0 <= offset < max(whole.numel(), 1) and tensor.dtype == whole.dtype:
                 return name, whole
@@ -232,6 +237,6 @@ class Palette:
         return self.births[name, dim]
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
     """Which memory a tensor looks at, also where that has no address, for want of numbers."""
     return int(tensor.untyped_storage()._cdata)

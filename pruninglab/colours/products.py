@@ -127,7 +127,9 @@ def contracted(c: Palette, a: Tensor, b: Tensor, out: Tensor) -> Tensor | None:
         c.work = Work(out.numel() // out.shape[-1], right.name, share)
         return linear(c, a, right, out, a.shape[-1])
     if left and not right:
-        mirrored = linear(c, b.mT, left.flipped(), out.mT, a.shape[-1])
+        turned = b.mT
+        c.put(turned, None if (shadow := c.shadow(b)) is None else shadow.mT)
+        mirrored = linear(c, turned, left.flipped(), out.mT, a.shape[-1])
         return None if mirrored is None else mirrored.mT
     return both_activations(c, a, b, out)
 
@@ -207,7 +209,7 @@ def both_activations(c: Palette, a: Tensor, b: Tensor, out: Tensor) -> Tensor | 
     for mine, theirs in ((one, other), (other, one)):
         c.freeze(torch.where(theirs == 0, mine, 0), "a product with something that is no channel")
     c.unite(one, other)
-    if a in c.not_zero and b in c.not_zero:
+    if c.spoilt(a) and c.spoilt(b):
         c.freeze(one, "a product of what is not zero for a removed channel")
     shape = out.shape
     if one.any() and other.any():  # queries and keys: each row of colours is a head

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -16,6 +17,15 @@ def tensors_in(value: Any) -> list[Tensor]:
     elif not isinstance(value, (list, tuple)):
         return []
     return [tensor for item in value if item is not None for tensor in tensors_in(item)]
+
+
+def results_in(outputs: Any) -> list[Tensor]:
+    """The tensors that a model returns, in an object of its own too; of one with logits only those."""
+    outputs = getattr(outputs, "logits", outputs)
+    found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if not found and hasattr(outputs, "__dict__"):
+        found = [leaf for leaf in tree_leaves(list(vars(outputs).values())) if isinstance(leaf, Tensor)]
+    return found
 
 
 def numbers_in(args: Iterable[Any]) -> tuple[float, ...]:
