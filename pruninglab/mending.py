@@ -17,7 +17,7 @@ from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, Step, colours_of, narrow
 from pruninglab.colours.colouring import SHUFFLE, shuffled
 from pruninglab.colours.moves import SPLITS
-from pruninglab.colours.shadows import constants_in, numbers_in, results_in, tensors_in
+from pruninglab.colours.shadows import FILLS, constants_in, numbers_of, results_in, tensors_in
 from pruninglab.colours.shapes import shapes_only
 from pruninglab.graph import Graph, GraphError, or_none
 from pruninglab.slimmed import is_row
@@ -73,15 +73,19 @@ class _Beside(TorchDispatchMode):
         before, after = reversed(self.steps[: self.at]), iter(self.steps[self.at :])
         return [size for steps in (after, before) for size in next(filter(None, map(self.changes, steps)), [])]
 
-    def note(self, step: Step, name: str, args: Any) -> None:
+    def note(self, step: Step, name: str, function: Any, args: Any, kwargs: Any) -> None:
         """A number that changed was computed from a width. Only before attention is it known what makes up for it."""
-        pairs = list(zip(step.numbers, numbers_in(args), strict=False))
+        pairs = list(zip(step.numbers, numbers_of(name, function, args, kwargs), strict=False))
         constants = constants_in(args)
         pairs += [(step.constants[i], constants[i]) for i in step.constants.keys() & constants.keys()]
         changed = [(then, now) for then, now in pairs if then != now and then == then]  # a NaN is no other number
         shadows = [shadow for shadow in step.operands if shadow is not None]
-        if not changed or not (shadows or any(shadow is not None for shadow in step.shadows)):
+        if not changed:
             return
+        if not (shadows or any(shadow is not None for shadow in step.shadows)) and name not in FILLS:
+            counts = {float(size) for three in self.changes_around() for size in three[:2]}
+            if all({then, now} <= counts or {1 / then, 1 / now} <= counts for then, now in changed if then and now):
+                return  # a sum over channels becomes a mean over those that are left
         of, plain = shadows[0] if len(shadows) == 1 else None, name.rstrip("_")
         attention = of is not None and bool(torch.isin(colours_of(of), self.in_heads).all())
         known = plain == "mul" or (plain == "div" and step.operands[0] is not None)
@@ -92,11 +96,16 @@ class _Beside(TorchDispatchMode):
         self.rescale.append((self.at, of, now / then if plain == "div" else then / now))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function._schema.name == SHUFFLE:
+        if function._schema.name in SHUFFLE:
             with self:
                 return shuffled(*args)
         name, kwargs = function._schema.name.removeprefix("aten::"), kwargs or {}
         step = self.steps[self.at] if self.at < len(self.steps) else None
+        if step is not None and step.name != name == "_to_copy":  # whether a tensor is copied depends on where it lies
+            return function(*args, **kwargs)
+        if step is not None and step.name == "_to_copy" != name:
+            self.at += 1
+            step = self.steps[self.at]
         if step is not None and step.name != name:  # joining dimensions copies or not, as numbers lie in memory
             if name == "clone" and step.name in SPLITS:
                 return function(*args, **kwargs)
@@ -115,8 +124,8 @@ class _Beside(TorchDispatchMode):
                 sizes = list(zip(shadow.shape, left, got, strict=False)) if len(left) == len(got) else []
                 what = f"{name} gives {tuple(got)} instead of {tuple(left)}"
                 raise _Differs(self.at, self.where[-1], what, [three for three in sizes if three[1] != three[2]])
-        if torch.Tag.pointwise in function.tags:
-            self.note(step, name, args)
+        if step.numbers or step.constants:
+            self.note(step, name, function, args, kwargs)
         if self.at in self.factors:
             out.mul_(self.factors[self.at])
         self.at += 1

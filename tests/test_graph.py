@@ -127,7 +127,7 @@ CASES = {
     ),
     "nn.ChannelShuffle": (
         lambda: nn.Sequential(conv(2, 4), nn.ChannelShuffle(2), conv(4, 1)),
-        groups_of(*(f"0.weight/0:{i} 2.weight/1:{j}" for i, j in ((0, 0), (1, 2), (2, 1), (3, 3)))),
+        groups_of("0.weight/0:0,2 2.weight/1:0,1", "0.weight/0:1,3 2.weight/1:2,3"),
     ),
     "gate": (
         lambda: Net(gated, a=conv(2, 2), down=nn.Conv2d(2, 3, 1), up=nn.Conv2d(3, 2, 1), out=conv(2, 1)),

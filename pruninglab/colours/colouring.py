@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruninglab.colours import elementwise, moves, products
 from pruninglab.colours.palette import Palette, Step, memory_of
-from pruninglab.colours.shadows import constants_in, numbers_in, results_in, tensors_in
+from pruninglab.colours.shadows import colours_of, constants_in, narrow, numbers_of, results_in, tensors_in
 from pruninglab.colours.shapes import PRODUCTS, home_of, shapes_only
 
 MOVES = frozenset(
@@ -32,7 +32,7 @@ SPATIAL = frozenset(
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d "
     "replication_pad1d replication_pad2d replication_pad3d".split()
 )
-SHUFFLE = "aten::native_channel_shuffle"
+SHUFFLE = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CREATIONS = frozenset(
     "new_zeros new_ones new_full new_empty new_empty_strided zero_ fill_ normal_ uniform_ bernoulli_ "
@@ -55,7 +55,7 @@ class Colouring(Palette, TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function._schema.name == SHUFFLE:
+        if function._schema.name in SHUFFLE:
             with self:
                 return shuffled(*args)
         tensors = tensors_in((args, kwargs))
@@ -75,7 +75,7 @@ class Colouring(Palette, TorchDispatchMode):
         shadows = [self.shadow(result) for result in tensors_in(out)]
         # A run with numbers cannot tell what was computed from a size from what was computed from activations.
         constants = constants_in(args) if self.light and torch.Tag.pointwise in function.tags else {}
-        self.steps.append(Step(name, shadows, numbers_in(args), constants, operands, self.work))
+        self.steps.append(Step(name, shadows, numbers_of(name, function, args, kwargs), constants, operands, self.work))
         return out
 
     def finish(self, outputs: Any) -> None:
@@ -110,6 +110,16 @@ def ignored(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """What makes a new tensor of a given shape, or changes numbers but no channel."""
 
 
+def written(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
+    """A number that is written into some channels, which the code may name by their places."""
+    whole, shadow = args[0]._base, c.shadow(args[0])
+    if whole is None or shadow is None:
+        return
+    if not torch.isin(colours_of(c.shadow(whole)), colours_of(shadow)).all():
+        c.by_place = True
+        c.reads[f"{name} (the {len(c.reads)}th place)"] = narrow(shadow)[narrow(shadow) != 0]
+
+
 def like(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
     """A new tensor of the shape of another one lies along its channels."""
     c.put(out, c.shadow(args[0]))
@@ -126,6 +136,7 @@ def unknown(c: Palette, name: str, out: Any, args: Any, kwargs: Any) -> None:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(CREATIONS, ignored),
     **dict.fromkeys(LIKE, like),
+    **dict.fromkeys(("zero_", "fill_"), written),
     "as_strided_": ignored,  # only ever tells a result how it lies in memory
     **dict.fromkeys(SPATIAL, elementwise.spatial),
     **dict.fromkeys(PASSES, elementwise.passed),

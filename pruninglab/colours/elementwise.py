@@ -29,13 +29,17 @@ def loses_zeros(c: Palette, name: str, function: Any, args: Any, kwargs: Any, te
     spoilt = [t for t in coloured if c.spoilt(t)]
     if plain == "mul":
         return len(spoilt) == len(coloured) > 0
+    if plain == "div" and len(tensors) == 2 and c.shadow(tensors[1]) is not None and not c.spoilt(tensors[1]):
+        c.freeze(c.shadow(tensors[1]), "div by what a removed channel leaves, 0, is not finite")
     if torch.Tag.pointwise in function.tags and plain not in ("clone", "_to_copy") and coloured:
         if spoilt:
             return True
         if len(tensors) == 1:
             zero = coloured[0].new_zeros((), device="cpu")
-            result = function(*(zero if arg is coloured[0] else arg for arg in args), **kwargs)
-            return bool(tree_leaves(result)[0] != 0)
+            result = tree_leaves(function(*(zero if arg is coloured[0] else arg for arg in args), **kwargs))[0]
+            if not result.isfinite():
+                c.freeze(c.shadow(coloured[0]), f"{plain} of what a removed channel leaves, 0, is not finite")
+            return bool(result != 0)
         if plain in ADDING:
             return len(coloured) < len(tensors)
         return plain not in KEEPING_ZERO or tensors[0] is not coloured[0]

@@ -28,6 +28,18 @@ def results_in(outputs: Any) -> list[Tensor]:
     return found
 
 
+FILLS = frozenset("full full_like new_full fill_ scalar_tensor".split())
+
+
+def numbers_of(name: str, function: Any, args: Any, kwargs: Any) -> tuple[float, ...]:
+    """The numbers that an operation reckons with, which may have been computed from a width; not its sizes."""
+    if torch.Tag.pointwise in function.tags or name in FILLS:
+        return numbers_in((*args, *kwargs.values()))
+    if name == "native_group_norm":
+        return (float(args[6]),)  # groups
+    return numbers_in(kwargs[key] for key in ("alpha", "beta") if key in kwargs)  # of products
+
+
 def numbers_in(args: Iterable[Any]) -> tuple[float, ...]:
     """The numbers among arguments."""
     return tuple(float(arg) for arg in args if isinstance(arg, (int, float)) and not isinstance(arg, bool))

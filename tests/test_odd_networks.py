@@ -1,0 +1,271 @@
+"""Networks that people write, and that are easily cut wrongly: each is cut exactly, or refused with its reason."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruninglab import prune, slim
+from pruninglab.graph import GraphError, channel_groups
+from pruninglab.slimmed import rebind
+from pruninglab.units import structure
+
+attend = F.scaled_dot_product_attention
+
+
+class Net(nn.Module):
+    """Layers by name, and a function that says how they are run."""
+
+    def __init__(self, run, **layers):
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def linear(inputs, outputs):
+    return nn.Linear(inputs, outputs)
+
+
+def attention(run):
+    layers = {name: linear(32, 32) for name in "qkv"}
+    return Net(run, i=linear(6, 32), o=linear(32, 3), **layers)
+
+
+def siamese(s, x):
+    y = s.a(*[s.i(x)] * 3)[0]
+    return s.o(y + s.a(y, y, y)[0])
+
+
+def one_for_both(s, x):
+    h = s.i(x)
+    q = s.q(h)
+    return s.o(attend(q, q, s.v(h)))
+
+
+def shuffle_in_groups():
+    return nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1, groups=2), nn.ChannelShuffle(2), nn.Conv2d(16, 3, 1))
+
+
+def shuffled(groups):
+    def run(_self, x):
+        return x.view(len(x), groups, x.shape[1] // groups, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+    return Net(run)
+
+
+def triple_shuffle():
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1, groups=3), shuffled(3), nn.Conv2d(12, 24, 1, groups=3), shuffled(3),
+        nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 3, 1),
+    )  # fmt: skip
+
+
+def over_positions(s, x):
+    return s.o(F.relu(s.A @ s.a(x)))
+
+
+def transposed_weights():
+    model = nn.Sequential(linear(6, 16), nn.ReLU(), linear(16, 3))
+    for layer in (model[0], model[2]):
+        layer.weight.data = layer.weight.data.t().contiguous().t()
+    return model
+
+
+def to_where_it_lies(s, x):
+    h = s.b(s.a(x).relu())
+    return h * s.t.exp().to(h.device)
+
+
+def in_halves(s, x):
+    h = s.i(x)
+    assert torch.arange(x.shape[1], device=h.device).ge(0).all()
+    return s.o(torch.cat([-h[..., h.shape[-1] // 2 :], h[..., : h.shape[-1] // 2]], -1))
+
+
+PICTURE, WORDS = (2, 3, 8, 8), (2, 5, 6)
+EXACT = {
+    "an attention that runs twice": (
+        lambda: Net(siamese, i=linear(6, 32), a=nn.MultiheadAttention(32, 4, batch_first=True), o=linear(32, 3)),
+        WORDS,
+    ),
+    "queries that are the keys": (lambda: attention(one_for_both), WORDS),
+    "nn.ChannelShuffle before groups": (shuffle_in_groups, PICTURE),
+    "shuffles of three and four": (triple_shuffle, PICTURE),
+    "a constant that mixes positions": (
+        lambda: Net(over_positions, a=linear(6, 16), o=linear(16, 3), A=nn.Buffer(torch.randn(5, 5))),
+        WORDS,
+    ),
+    "weights that lie transposed": (transposed_weights, (4, 6)),
+    "a parameter that is taken where the rest is": (
+        lambda: Net(to_where_it_lies, a=linear(6, 16), b=linear(16, 3), t=nn.Parameter(torch.ones(()))),
+        WORDS,
+    ),
+    "what looks at numbers of its own": (lambda: Net(in_halves, i=linear(6, 16), o=linear(16, 3)), WORDS),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_cut_exactly(name, allocation):
+    torch.manual_seed(1)
+    make, shape = EXACT[name]
+    model, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)
+    unit = structure("channel", multiple_of=1)
+    masks = prune(model, unit=unit, example_inputs=x, sparsity=0.5, allocation=allocation)
+    small = slim(model, masks, x)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    for inputs in (x, torch.randn(7, *shape[1:], dtype=torch.float64)):
+        torch.testing.assert_close(small(inputs), model(inputs), rtol=1e-9, atol=1e-12)
+
+
+def normalised(s, x):
+    h = s.i(x)
+    return s.o(attend(F.normalize(s.q(h), dim=-1), F.normalize(s.k(h), dim=-1), s.v(h)))
+
+
+def queries_again(s, x):
+    h = s.i(x)
+    q = s.q(h)
+    return s.o(q + attend(q, s.k(h), s.v(h)))
+
+
+def similarity(s, x):
+    q = s.q(x)
+    return s.c(q) + (q * s.k(x)).sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
+
+
+def alpha(s, x):
+    h = s.a(x)
+    return s.o(torch.add(h, s.b(x).relu(), alpha=1 / h.shape[-1]))
+
+
+def filled(s, x):
+    h = s.a(x)
+    return s.o(h * torch.full((5, 1), h.shape[-1] ** -0.5))
+
+
+def grouped_by_width(s, x):
+    h = s.a(x)
+    return s.o(F.group_norm(h, h.shape[1] // 4))
+
+
+def exponentials(s, x):
+    h = s.a(x)
+    return s.o(h) + h.softmax(1).amax(1, keepdim=True).sum(-1, keepdim=True)
+
+
+def norms_of_half(s, x):
+    h = s.a(x)
+    return s.o(h) + h.sigmoid().norm(dim=1, keepdim=True).sum(-1, keepdim=True)
+
+
+def through_a_view(s, x):
+    h = s.a(x)
+    h.view(-1).add_(1.0)
+    return s.o(h) + h.sum(-1, keepdim=True)
+
+
+def by_its_place(s, x):
+    h = s.a(x)
+    h[..., 5] = 0.0
+    return s.o(h)
+
+
+def by_its_largest(s, x):
+    h = s.a(x)
+    return s.o(h / h.abs().amax(1, keepdim=True))
+
+
+def two(run):
+    return lambda: Net(run, a=linear(6, 16), b=linear(6, 16), o=linear(16, 3))
+
+
+REFUSED = {
+    "queries and keys that are normalised": (lambda: attention(normalised), WORDS, "cannot make up for it"),
+    "queries that are used again": (lambda: attention(queries_again), WORDS, "cannot make up for it"),
+    "a product divided by the root of its width": (
+        lambda: Net(similarity, q=linear(6, 32), k=linear(6, 32), c=linear(32, 3)),
+        WORDS,
+        "takes the number 4 instead of 5.65",
+    ),
+    "a named number": (two(alpha), WORDS, "add takes the number 0.125 instead of 0.0625"),
+    "a tensor full of a number": (two(filled), WORDS, "full takes the number"),
+    "groups by the width": (
+        lambda: Net(grouped_by_width, a=nn.Conv2d(3, 16, 1), o=nn.Conv2d(16, 3, 1)),
+        PICTURE,
+        "native_group_norm takes the number 2 instead of 4",
+    ),
+    "a sum of exponentials": (two(exponentials), WORDS, "sum runs over channels"),
+    "a sum of norms of what is not zero": (two(norms_of_half), WORDS, "sum runs over channels"),
+    "a constant added through a view": (two(through_a_view), WORDS, "sum runs over channels"),
+    "a write to a place": (two(by_its_place), WORDS, "named by their places: fill_"),
+    "a division by what may be zero": (two(by_its_largest), WORDS, "is not finite"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:example_inputs never reach")
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_its_reason(name):
+    torch.manual_seed(1)
+    make, shape, words = REFUSED[name]
+    model, x = make().eval(), torch.randn(shape)
+    with pytest.raises(GraphError, match=words):
+        slim(model, prune(model, unit="channel", example_inputs=x, sparsity=0.5, allocation="uniform"), x)
+
+
+@dataclass
+class Prediction:
+    """Not a tensor, nor a list of some."""
+
+    values: Tensor
+
+
+def test_what_a_model_returns_in_an_object_stays():
+    model = Net(lambda s, x: Prediction(s.b(s.a(x).relu())), a=linear(6, 16), b=linear(16, 3))
+    masks = prune(model, unit="channel", example_inputs=torch.randn(4, 6), sparsity=0.5)
+    assert slim(model, masks, torch.randn(4, 6))(torch.randn(4, 6)).values.shape == (4, 3)
+
+
+def test_a_norm_without_weights_knows_its_width():
+    model = nn.Sequential(linear(6, 16), nn.LayerNorm(16, elementwise_affine=False), linear(16, 3))
+    x = torch.randn(4, 6)
+    small = slim(model, prune(model, unit="channel", example_inputs=x, sparsity=0.5), x)
+    assert small[1].normalized_shape == (len(small[0].weight),)
+    assert small(x).shape == (4, 3)
+
+
+def test_scripted_parts_stay_as_they_are():
+    model = nn.Sequential(linear(6, 16), torch.jit.script(nn.ReLU()), linear(16, 3))
+    x = torch.randn(4, 6)
+    masks = prune(model, unit="channel", example_inputs=x, sparsity=0.5)
+    torch.testing.assert_close(slim(model, masks, x)(x), model(x))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adafactor])
+def test_optimizers_of_models_with_one_weight_in_two_places(optimizer):
+    model = Net(lambda s, x: s.out(s.b(s.a(s.e(x)).relu())), e=nn.Embedding(9, 8), a=linear(8, 16), b=linear(16, 8))
+    model.out = nn.Linear(8, 9, bias=False)
+    model.out.weight = model.e.weight
+    x = torch.randint(9, (2, 5))
+    steps = optimizer(model.parameters(), lr=1e-3)
+    model(x).sum().backward()
+    steps.step()
+    masks = prune(model, unit="channel", example_inputs=x, sparsity=0.5)
+    small = slim(model, masks, x)
+    rebind(steps, model, small, masks)
+    small(x).square().sum().backward()
+    steps.step()
+    assert {id(p) for group in steps.param_groups for p in group["params"]} == {id(p) for p in small.parameters()}
+
+
+def test_groups_are_found_however_weights_lie():
+    x = torch.randn(2, 6)
+    plain = nn.Sequential(linear(6, 16), nn.ReLU(), linear(16, 3))
+    assert len(channel_groups(transposed_weights(), x)) == len(channel_groups(plain, x)) > 0
