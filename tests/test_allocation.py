@@ -217,3 +217,24 @@ def test_names_and_kinds():
     with pytest.raises(TypeError, match="name or a function"):
         allocate(3, scores_of([torch.rand(3)]), 1)
     assert allocate(lambda scores, keep: {"layer0": keep}, scores_of([torch.rand(3)]), 2) == {("layer0",): 2}
+
+
+def test_lamp_with_scores_that_say_always():
+    a, b = torch.rand(2, 64, generator=torch.Generator().manual_seed(0))
+    plain = lamp(scores_of([a, b]), 64)
+    a[0] = torch.inf
+    places = lamp(scores_of([a, b]), 64)
+    assert sum(places.values()) == 64
+    assert all(abs(places[key] - plain[key]) <= 3 for key in plain)
+    everything = torch.full((8,), torch.inf)
+    assert sum(lamp(scores_of([everything, everything]), 8).values()) == 8
+
+
+def test_a_group_whose_mean_is_no_number_is_an_error():
+    def torn(weight):
+        scores = torch.ones_like(weight)
+        scores[0, 0], scores[0, 1] = torch.inf, -torch.inf
+        return scores
+
+    with pytest.raises(ValueError, match=r"a row of layer 'weight' has scores of \+∞ and of −∞"):
+        prune(nn.Linear(8, 8), unit="row", sparsity=0.5, criterion=torn)

@@ -332,3 +332,11 @@ def test_each_criterion_is_listed_with_what_it_needs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(CRITERIA)
     assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_fresh_seeds_and_what_is_left_out(tmp_path, scores):
+    path = tmp_path / "rows.csv"
+    line = ["--first-seed", "7", "--exclude", "fc1.weight", "--calibration", "8", "--csv", str(path)]
+    assert main(["compare", f"{scores}:my_score", *QUICK, *line]) == 0
+    rows = pd.read_csv(path)
+    assert rows["seed"].min() == 7

@@ -1,7 +1,9 @@
 """Fingerprints: the same for what does the same, another for whatever could make a difference."""
 
+import collections
 import copy
 import functools
+import importlib
 import math
 import os
 import subprocess
@@ -266,3 +268,91 @@ def test_what_cannot_be_read_is_not_stored():
         fingerprint(lambda weight: (weight, lock))
     with pytest.warns(UserWarning, match="results are not stored"):
         assert stored_as(lambda weight: (weight, lock)) == ""
+
+
+def written(tmp_path, monkeypatch, name, body):
+    """A module of the user's own, read anew."""
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    return name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(w):\n    from own_helper import s\n    return s(w)",
+        "def f(w):\n    import own_helper\n    return own_helper.s(w)",
+        "def f(w):\n    def inner():\n        import own_helper as h\n        return h.s(w)\n    return inner()",
+    ],
+)
+def test_a_fingerprint_sees_what_is_imported_inside(tmp_path, monkeypatch, source):
+    written(tmp_path, monkeypatch, "own_helper", "def s(w):\n    return w.abs()")
+    before = fingerprint(defined(source))
+    assert fingerprint(defined(source)) == before
+    written(tmp_path, monkeypatch, "own_helper", "def s(w):\n    return -w.abs()  # another one")
+    assert fingerprint(defined(source)) != before
+
+
+def test_a_fingerprint_sees_a_module_that_is_held():
+    def holding(body):
+        module = types.ModuleType("held")
+        module.__file__ = str(body)
+        return [module]
+
+    here, there = (os.path.join(os.path.dirname(__file__), name) for name in ("helpers.py", "networks.py"))
+    assert fingerprint(holding(here)) == fingerprint(holding(here))
+    assert fingerprint(holding(here)) != fingerprint(holding(there))
+
+
+def test_a_wrapper_is_not_what_it_wraps():
+    @functools.wraps(magnitude)
+    def mine(**given):
+        return -magnitude(**given)
+
+    @functools.wraps(magnitude)
+    def other(**given):
+        return 2 * magnitude(**given)
+
+    assert len({fingerprint(f) for f in (magnitude, mine, other)}) == 3
+
+
+def test_a_file_called_like_one_of_pythons_is_ones_own(tmp_path, monkeypatch):
+    def made(body):
+        module = types.ModuleType("profile")
+        module.__file__ = str(tmp_path / "profile.py")
+        monkeypatch.setitem(sys.modules, "profile", module)
+        exec(body, vars(module))
+        return fingerprint(module.s)
+
+    assert made("def s(w): return w") != made("def s(w): return -w")
+
+
+class Table(dict):
+    """A dictionary that holds more than its items."""
+
+
+class Names(list):
+    """A list likewise."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: collections.defaultdict(functools.partial(int, x)),
+        lambda x: held(Table(a=1), x),
+        lambda x: held(Names([1]), x),
+        lambda x: {"sign": x}.get,
+        lambda x: np.float32(x),
+        lambda x: [math.exp, torch.exp][x],
+    ],
+)
+def test_a_fingerprint_sees_what_is_more_than_it_seems(make):
+    assert fingerprint(make(0)) == fingerprint(make(0))
+    assert fingerprint(make(0)) != fingerprint(make(1))
+
+
+def held(thing, value):
+    thing.more = value
+    return thing

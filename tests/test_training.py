@@ -341,3 +341,85 @@ def test_the_sign_of_a_single_weight_keeps_its_size():
     keep_signs(model, prune(model, sparsity=0.0), home)
     assert model[1].weight.item() == pytest.approx(before)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+# ── comparisons ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_criterion_remembers_of_one_run_is_not_for_another():
+    class Counting:
+        def __init__(self):
+            self.seen = 0
+
+        def __call__(self, weight):
+            self.seen += 1
+            return weight.abs() if self.seen <= 3 else -weight.abs()
+
+    rows = compare(Counting(), task=make_task(), sparsity=0.8, seeds=[4, 0], cache=False)
+    alone = compare(Counting(), task=make_task(), sparsity=0.8, seeds=[0], cache=False)
+    own = rows.query("criterion == 'Counting' and seed == 0")["accuracy"].item()
+    assert own == alone.query("criterion == 'Counting'")["accuracy"].item()
+
+
+def test_the_generator_is_not_the_one_that_drew_the_first_weights():
+    found = []
+
+    def drawn(weight, generator, initial_weight):
+        draws = torch.rand(weight.shape, generator=generator)
+        found.append(abs(float(torch.corrcoef(torch.stack([draws.flatten(), initial_weight.flatten()]))[0, 1])))
+        return draws
+
+    compare(drawn, task=make_task(), sparsity=0.5, seeds=2, cache=False)
+    assert max(found) < 0.6
+
+
+class Read(Task):
+    """A task whose trained network comes from elsewhere."""
+
+    def trained(self, seed=0, *, until=1.0):
+        return self.model(seed + SHIFT["by"])
+
+
+SHIFT = {"by": 0}
+
+
+def test_rows_are_stored_under_the_network_that_they_began_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNINGLAB_DATA", str(tmp_path))
+    base = make_task()
+    home = Read("read", base.load, base.build, base.training)
+
+    def rows(**options):
+        return compare(task=home, sparsity=0.5, seeds=1, **options)["accuracy"].tolist()
+
+    first = rows()
+    monkeypatch.setitem(SHIFT, "by", 1)
+    assert rows() == rows(cache=False) != first
+
+
+def test_a_task_is_looked_at_each_time():
+    kind = nn.ReLU
+    home = replace(make_task(), build=lambda: nn.Sequential(nn.Linear(8, 16), kind(), nn.Linear(16, 3)))
+    before = home.version
+    kind = nn.Tanh
+    assert home.version != before
+
+
+def test_quiet_runs_stay_quiet_while_they_train_together(capsys):
+    from pruninglab.progress import quietly, say
+
+    home = make_task()
+
+    def job(seed):
+        with quietly():
+            home.train(home.model(seed), seed=seed, on_step=lambda *_: say("loud") and None)
+
+    together([partial(job, seed) for seed in range(2)])
+    assert "loud" not in "".join(capsys.readouterr())
+
+
+def test_one_trained_network_says_how_to_compare_on_it():
+    from language_tasks import tiny_text_task
+
+    alone = replace(tiny_text_task(), ready=lambda: tiny_text_task().model(0), only_ready=True)
+    with pytest.raises(ValueError, match=r"all there is \(seeds=\[0\]\)"):
+        alone.trained(1)

@@ -129,3 +129,8 @@ def test_without_validation_there_is_no_best():
     rows = table({"mine": [0.9], "magnitude": [0.1]}, {"mine": [math.nan], "magnitude": [math.nan]})
     with pytest.raises(ValueError, match="validation"):
         versus(rows, "mine", against="best")
+
+
+def test_who_fails_on_hard_seeds_is_not_the_best_for_it():
+    values = {"mine": [0.8, 0.9, 0.9], "lucky": [math.nan, 0.9, 0.9], "magnitude": [0.7, 0.9, 0.9]}
+    assert versus(table(values), "mine", against="best").iloc[0]["against"] == "magnitude"
