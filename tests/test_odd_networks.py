@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Net
 from torch import Tensor, nn
 
 from pruninglab import prune, slim
@@ -16,26 +17,9 @@ from pruninglab.units import structure
 attend = F.scaled_dot_product_attention
 
 
-class Net(nn.Module):
-    """Layers by name, and a function that says how they are run."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def linear(inputs, outputs):
-    return nn.Linear(inputs, outputs)
-
-
 def attention(run):
-    layers = {name: linear(32, 32) for name in "qkv"}
-    return Net(run, i=linear(6, 32), o=linear(32, 3), **layers)
+    layers = {name: nn.Linear(32, 32) for name in "qkv"}
+    return Net(run, i=nn.Linear(6, 32), o=nn.Linear(32, 3), **layers)
 
 
 def siamese(s, x):
@@ -72,7 +56,7 @@ def over_positions(s, x):
 
 
 def transposed_weights():
-    model = nn.Sequential(linear(6, 16), nn.ReLU(), linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     for layer in (model[0], model[2]):
         layer.weight.data = layer.weight.data.t().contiguous().t()
     return model
@@ -92,22 +76,22 @@ def in_halves(s, x):
 PICTURE, WORDS = (2, 3, 8, 8), (2, 5, 6)
 EXACT = {
     "an attention that runs twice": (
-        lambda: Net(siamese, i=linear(6, 32), a=nn.MultiheadAttention(32, 4, batch_first=True), o=linear(32, 3)),
+        lambda: Net(siamese, i=nn.Linear(6, 32), a=nn.MultiheadAttention(32, 4, batch_first=True), o=nn.Linear(32, 3)),
         WORDS,
     ),
     "queries that are the keys": (lambda: attention(one_for_both), WORDS),
     "nn.ChannelShuffle before groups": (shuffle_in_groups, PICTURE),
     "shuffles of three and four": (triple_shuffle, PICTURE),
     "a constant that mixes positions": (
-        lambda: Net(over_positions, a=linear(6, 16), o=linear(16, 3), A=nn.Buffer(torch.randn(5, 5))),
+        lambda: Net(over_positions, a=nn.Linear(6, 16), o=nn.Linear(16, 3), A=nn.Buffer(torch.randn(5, 5))),
         WORDS,
     ),
     "weights that lie transposed": (transposed_weights, (4, 6)),
     "a parameter that is taken where the rest is": (
-        lambda: Net(to_where_it_lies, a=linear(6, 16), b=linear(16, 3), t=nn.Parameter(torch.ones(()))),
+        lambda: Net(to_where_it_lies, a=nn.Linear(6, 16), b=nn.Linear(16, 3), t=nn.Parameter(torch.ones(()))),
         WORDS,
     ),
-    "what looks at numbers of its own": (lambda: Net(in_halves, i=linear(6, 16), o=linear(16, 3)), WORDS),
+    "what looks at numbers of its own": (lambda: Net(in_halves, i=nn.Linear(6, 16), o=nn.Linear(16, 3)), WORDS),
 }
 
 
@@ -184,14 +168,14 @@ def by_its_largest(s, x):
 
 
 def two(run):
-    return lambda: Net(run, a=linear(6, 16), b=linear(6, 16), o=linear(16, 3))
+    return lambda: Net(run, a=nn.Linear(6, 16), b=nn.Linear(6, 16), o=nn.Linear(16, 3))
 
 
 REFUSED = {
     "queries and keys that are normalised": (lambda: attention(normalised), WORDS, "cannot make up for it"),
     "queries that are used again": (lambda: attention(queries_again), WORDS, "cannot make up for it"),
     "a product divided by the root of its width": (
-        lambda: Net(similarity, q=linear(6, 32), k=linear(6, 32), c=linear(32, 3)),
+        lambda: Net(similarity, q=nn.Linear(6, 32), k=nn.Linear(6, 32), c=nn.Linear(32, 3)),
         WORDS,
         "takes the number 4 instead of 5.65",
     ),
@@ -228,13 +212,13 @@ class Prediction:
 
 
 def test_what_a_model_returns_in_an_object_stays():
-    model = Net(lambda s, x: Prediction(s.b(s.a(x).relu())), a=linear(6, 16), b=linear(16, 3))
+    model = Net(lambda s, x: Prediction(s.b(s.a(x).relu())), a=nn.Linear(6, 16), b=nn.Linear(16, 3))
     masks = prune(model, unit="channel", example_inputs=torch.randn(4, 6), sparsity=0.5)
     assert slim(model, masks, torch.randn(4, 6))(torch.randn(4, 6)).values.shape == (4, 3)
 
 
 def test_a_norm_without_weights_knows_its_width():
-    model = nn.Sequential(linear(6, 16), nn.LayerNorm(16, elementwise_affine=False), linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16, elementwise_affine=False), nn.Linear(16, 3))
     x = torch.randn(4, 6)
     small = slim(model, prune(model, unit="channel", example_inputs=x, sparsity=0.5), x)
     assert small[1].normalized_shape == (len(small[0].weight),)
@@ -242,7 +226,7 @@ def test_a_norm_without_weights_knows_its_width():
 
 
 def test_scripted_parts_stay_as_they_are():
-    model = nn.Sequential(linear(6, 16), torch.jit.script(nn.ReLU()), linear(16, 3))
+    model = nn.Sequential(nn.Linear(6, 16), torch.jit.script(nn.ReLU()), nn.Linear(16, 3))
     x = torch.randn(4, 6)
     masks = prune(model, unit="channel", example_inputs=x, sparsity=0.5)
     torch.testing.assert_close(slim(model, masks, x)(x), model(x))
@@ -250,7 +234,9 @@ def test_scripted_parts_stay_as_they_are():
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adafactor])
 def test_optimizers_of_models_with_one_weight_in_two_places(optimizer):
-    model = Net(lambda s, x: s.out(s.b(s.a(s.e(x)).relu())), e=nn.Embedding(9, 8), a=linear(8, 16), b=linear(16, 8))
+    model = Net(
+        lambda s, x: s.out(s.b(s.a(s.e(x)).relu())), e=nn.Embedding(9, 8), a=nn.Linear(8, 16), b=nn.Linear(16, 8)
+    )
     model.out = nn.Linear(8, 9, bias=False)
     model.out.weight = model.e.weight
     x = torch.randint(9, (2, 5))
@@ -267,5 +253,5 @@ def test_optimizers_of_models_with_one_weight_in_two_places(optimizer):
 
 def test_groups_are_found_however_weights_lie():
     x = torch.randn(2, 6)
-    plain = nn.Sequential(linear(6, 16), nn.ReLU(), linear(16, 3))
+    plain = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     assert len(channel_groups(transposed_weights(), x)) == len(channel_groups(plain, x)) > 0
