@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pruninglab.masks import Masks
-from pruninglab.naming import unknown, whole
+from pruninglab.naming import at_least_one, unknown
 from pruninglab.pruning import check_sparsity
 
 GROWING = 2_000_000  # added to a seed: numbers that were not drawn before, for the weights or for the first masks
@@ -45,8 +45,7 @@ def check_window(begin: float, end: float, every: int) -> None:
     """Raises a ValueError unless 0 ≤ begin < end ≤ 1 and `every` ≥ 1; a TypeError if that is no whole number."""
     if not 0 <= begin < end <= 1:
         raise ValueError(f"the window must be 0 ≤ begin < end ≤ 1, not begin={begin}, end={end}")
-    if whole("every", every) < 1:
-        raise ValueError(f"every is a number of steps of at least 1, not {every}")
+    at_least_one("every", every)
 
 
 class Changing:

@@ -6,6 +6,7 @@ whatever must shrink by the same fraction (the groups of a grouped convolution, 
 they read). A family goes in *slots*, each the least that can be removed without breaking it.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,15 @@ STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in 
 
 
 class GraphError(ValueError):
-    """A network, or an operation in it, that cannot be followed."""
+    """A network, or an operation in it, that cannot be followed.
+
+    Attributes:
+        channels: those whose removal leads to it, where that is known.
+    """
+
+    def __init__(self, what: str, channels: Tensor | None = None) -> None:
+        super().__init__(what)
+        self.channels = torch.zeros(0, dtype=torch.int64) if channels is None else channels
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,19 @@ class Graph:
         if not lines:
             raise GraphError(f"{name} was not followed: nothing is known of its outputs")
         return lines[0].reshape(-1)
+
+    def channels_at(self, step: int) -> Tensor:
+        """The channels that a step of the run works on or gives."""
+        steps = self.colouring.steps[step : step + 1]
+        met = [self.number[narrow(s)].reshape(-1) for at in steps for s in (*at.operands, *at.shadows) if s is not None]
+        channels = torch.unique(torch.cat([torch.zeros(0, dtype=torch.int64), *met]))
+        return channels[channels >= 0]
+
+    def keeping(self, model: nn.Module, channels: Tensor, why: str, exclude: tuple[Exclude, ...] = ()) -> "Graph":
+        """The same graph with some channels that stay, and with them what can only go together with them."""
+        colouring = copy.copy(self.colouring)
+        colouring.frozen = [*colouring.frozen, (torch.isin(self.number, channels).nonzero().reshape(-1), why)]
+        return _numbered(colouring, model, exclude, self.whole_heads, self.inputs)
 
     def kept_parts(self, removed: Tensor) -> dict[str, list[Tensor]]:
         """Parameter or buffer → bool tensors that broadcast to its shape, each False where removed channels lie.
@@ -229,8 +251,7 @@ def trace(
         colouring = _coloured(model, inputs, whole_heads, light=True)
     except GraphError:  # it asks for numbers; or it really fails
         colouring = _coloured(model, inputs, whole_heads, light=False)
-    graph = _numbered(colouring, model, entries(exclude), whole_heads)
-    graph.inputs, graph.whole_heads = inputs, whole_heads
+    graph = _numbered(colouring, model, entries(exclude), whole_heads, inputs)
     untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
     if untouched:
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in untouched)
@@ -240,7 +261,6 @@ def trace(
             "may not fit what is cut around them",
             stacklevel=3,
         )
-    graph.sizes = {name: tensor.numel() for name, tensor in named_tensors(model)}
     return graph
 
 
@@ -314,7 +334,9 @@ def _members(name: str, channels: Tensor) -> Iterator[tuple[int, Member]]:
         yield channel - 1, Member(name, dims[-1], columns, rows)
 
 
-def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ...], whole_heads: bool) -> Graph:
+def _numbered(
+    colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ...], whole_heads: bool, inputs: Inputs
+) -> Graph:
     """The graph of a finished run: roots numbered from 0, ties turned into families."""
     owners = _owners(model)
     made = [colouring.root(colours) for (name, _), colours in colouring.births.items() if name in owners]
@@ -330,7 +352,8 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
     number[every] = torch.arange(len(every))
     number = number[colouring.root(torch.arange(len(number)))]
     number[0] = -1
-    cuts = {name: [_simplest(number[c]) for c in tensors] for name, tensors in colouring.cuts.items()}
+    unread = colouring.unread()
+    cuts = {name: [_simplest(number[c], unread[c]) for c in tensors] for name, tensors in colouring.cuts.items()}
     births = {key: number[colours] for key, colours in colouring.births.items()}
     n = len(every)
 
@@ -348,7 +371,8 @@ def _numbered(colouring: Colouring, model: nn.Module, exclude: tuple[Exclude, ..
     tied = [[channels[channels >= 0] for channels in (numbers[b.numpy()] for b in tie)] for tie in colouring.ties]
     ties = [[block for block in tie if len(block)] for tie in tied]
     found = with_kinds(families(n, kept, births, ties), n, cuts, model)
-    return Graph(cuts, n, kept, found, births, colouring, number=number)
+    sizes = {name: tensor.numel() for name, tensor in named_tensors(model)}
+    return Graph(cuts, n, kept, found, births, colouring, inputs, whole_heads, sizes, number)
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
@@ -360,14 +384,11 @@ def _owners(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _simplest(channels: Tensor) -> Tensor:
-    """Channels along one dimension, where a tensor of them does not change along the others."""
+def _simplest(channels: Tensor, unread: Tensor) -> Tensor:
+    """Channels along one dimension, where a tensor of them does not change along the others, unread parts aside."""
     dims = [d for d, size in enumerate(channels.shape) if size > 1]
     for dim in reversed(dims) if len(dims) > 1 else ():
-        first = channels
-        for other in dims:
-            if other != dim:
-                first = first.narrow(other, 0, 1)
-        if bool((channels == first).all()):
-            return first.clone()
+        line = channels.masked_fill(unread, -1).amax([other for other in dims if other != dim], keepdim=True)
+        if bool(((channels == line) | unread).all()):
+            return line
     return channels

@@ -52,7 +52,7 @@ class _Beside(TorchDispatchMode):
         self.where: list[str] = [""]
         self.at = 0
         self.rescale: Factors = []
-        self.factors: dict[int, float] = {}  # what the results of steps are multiplied by
+        self.factors: dict[int, float] = {}  # what the results of steps are multiplied by; shapes are known then
         self._sizes = sizes  # of each shadow by its id, remembered from run to run
 
     def left(self, shadow: Tensor) -> list[int]:
@@ -118,7 +118,7 @@ class _Beside(TorchDispatchMode):
             out = shapes_only(function, name, args, kwargs, self.home) if self.light else function(*args, **kwargs)
         except Exception as error:
             raise _Differs(self.at, self.where[-1], f"{name} fails: {error}", self.changes(step)) from error
-        for result, shadow in zip(tensors_in(out), step.shadows, strict=False):
+        for result, shadow in () if self.factors else zip(tensors_in(out), step.shadows, strict=False):
             if shadow is not None and list(result.shape) != self.left(shadow):
                 left, got = self.left(shadow), list(result.shape)
                 sizes = list(zip(shadow.shape, left, got, strict=False)) if len(left) == len(got) else []
@@ -144,7 +144,8 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Fac
         inputs: what the larger model was traced with.
 
     Raises:
-        GraphError: no number that can be found makes it run; names the module and the operation.
+        GraphError: no number that can be found makes it run; names the module and the operation, and has the channels
+            that meet there.
     """
     compare = partial(_compare, small, graph, removed, inputs, {})
     tried, trouble = 0, compare()
@@ -161,7 +162,10 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Fac
             tried = TRIES
         if isinstance(trouble, _Differs) and tried >= TRIES:
             where = trouble.where or type(small).__name__
-            raise GraphError(f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}")
+            met = graph.channels_at(trouble.step)
+            raise GraphError(
+                f"the smaller {type(small).__name__} does not run: in {where}, {trouble.what}", met[removed[met]]
+            )
     if graph.colouring.by_place and not graph.whole_heads:
         _check_places(small, graph, removed, inputs)
     return trouble

@@ -62,7 +62,8 @@ def prune(
             layers' times that is measured for this (`latency.LatencyTable`; channels).
         criterion: a name in `CRITERIA`, or a function of statistics; higher scores stay.
         unit: "weight", "row", "block", "RxC", "N:M" (N kept of M) or "n:M" (with an N for each layer), or what a
-            function of `units` returns; "channel", "head" or "layer" for what `slim` can cut out afterwards.
+            function of `units` returns; "channel", "head" or "layer" for what `slim` can cut out afterwards. Channels
+            that a number written in the model's forward holds (`view(-1, 256)`) stay, with a warning.
         allocation: "global", "uniform", "isomorphic", "erk", "lamp" or "rate_distortion" (which needs `data`), or a
             function (`partial(global_, min_keep=20)`). Has nothing to decide for an N:M unit.
         data: calibration data, `(x, y)` or batches of them; needed if the criterion asks for more than the weights, or

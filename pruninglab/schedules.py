@@ -13,6 +13,7 @@ it pruned to `sparsity`; the recovery after the last pruning is not its business
 
 import math
 from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -224,7 +225,10 @@ def _in_rounds(levels: list[float], prune: Prune, between: Callable[[Masks], obj
 
 def check_unit(schedule: Schedule, unit: Unit) -> None:
     """Raise a ValueError if a schedule exchanges single weights, which would tear other units apart."""
-    if unit is not None and vars(schedule).get("exchanges"):
+    own: Any = schedule
+    while isinstance(own, partial):
+        own = own.func
+    if unit is not None and getattr(own, "exchanges", False):
         raise ValueError(
             f"schedule {label(schedule)!r} exchanges single weights: unit must be 'weight', not {unit.name!r}"
         )

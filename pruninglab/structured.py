@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -63,11 +64,54 @@ def prune_structures(
     if unit.name == "layer":
         return prune_blocks(model, kind, amount, inputs, question, within)
     graph, scores, families = scored_channels(model, unit, traced, question)
-    total = sum(family.channels for family in families)
     gone = torch.zeros(graph.n, dtype=torch.bool)
     if within is not None and within.kept() < within.total():
         gone = emptied(model, within, graph)
         scores[gone] = -torch.inf
+    while True:
+        removed = _chosen(model, unit, budget, allocation, graph, families, scores, gone, question.data)
+        try:
+            if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
+                cut(model, graph, removed, inputs, bare=graph.colouring.light)
+            break
+        except GraphError as error:  # some of it may do without the channels that meet there
+            graph, families = _around(model, graph, unit, gone, question.exclude, error)
+    masks = masks_of(model, graph, removed)
+    masks.apply(model)
+    return masks
+
+
+def _around(
+    model: nn.Module, graph: Graph, unit: Structure, gone: Tensor, exclude: tuple[Exclude, ...], error: GraphError
+) -> tuple[Graph, list[Family]]:
+    """The graph and its families without the channels that cannot be cut out, which is said; or the error again."""
+    if unit.name == "head" or not len(error.channels) or bool(gone[error.channels].any()):
+        raise error
+    again = graph.keeping(model, error.channels, "a number in the forward does not follow", exclude)
+    if not again.families:
+        raise error
+    stay = torch.zeros(graph.n, dtype=torch.bool)
+    stay[list(again.kept.keys() - graph.kept.keys())] = True
+    names = [name for (name, _), born in graph.births.items() if bool(stay[born[born >= 0]].any())]
+    which = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+    warnings.warn(f"the channels of {which} stay: {error}", stacklevel=4)
+    return again, again.families
+
+
+def _chosen(
+    model: nn.Module,
+    unit: Structure,
+    budget: tuple[str, float],
+    allocation: str | Allocation,
+    graph: Graph,
+    families: list[Family],
+    scores: Tensor,
+    gone: Tensor,
+    data: Any,
+) -> Tensor:
+    """Which channels go, (channels,) bool, beside those that are gone: those with the lowest scores, to the budget."""
+    kind, amount = budget
+    total = sum(family.channels for family in families)
     price = None if kind == "sparsity" else _cost(kind, model, graph)
 
     def left(removed: Tensor) -> float:
@@ -81,7 +125,7 @@ def prune_structures(
             why = "they only go all together" if unit.floor == 1 else f"none goes without the floor of {unit.floor}"
             raise GraphError(f"no {unit.name} of this {type(model).__name__} can be removed: {why}")
         ladders = cache(lambda: channel_ladders(model, graph, by_name(rankings)))  # a probe knows the same ones again
-        share = allocations.with_means(allocation, model, question.data, lambda _levels: ladders())
+        share = allocations.with_means(allocation, model, data, lambda _levels: ladders())
 
         def pick(n: int) -> Tensor:
             return choose(graph, rankings, scores, n, share) | gone
@@ -110,11 +154,7 @@ def prune_structures(
         near = False
     if not near and unit.multiple_of > 1:  # rounded widths are too coarse for this
         removed, _ = attempt(1)
-    if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
-        cut(model, graph, removed, inputs, bare=graph.colouring.light)
-    masks = masks_of(model, graph, removed)
-    masks.apply(model)
-    return masks
+    return removed
 
 
 def scored_channels(

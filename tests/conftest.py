@@ -1,12 +1,15 @@
 """What all tests share: one thread, a seed, a data folder of their own, and a task that trains in a blink."""
 
+import importlib
 import os
 import tempfile
 
 import pytest
 import torch
 from helpers import make_task
+from torch.utils.flop_counter import FlopCounterMode
 
+from pruninglab import measure
 from pruninglab.criteria import CRITERIA
 from pruninglab.statistics import STATISTICS
 from pruninglab.tasks import Task, models
@@ -50,6 +53,20 @@ def data_folder(tmp_path, monkeypatch):
     """A fresh, empty data folder."""
     monkeypatch.setenv("PRUNINGLAB_DATA", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def counted_time(monkeypatch):
+    """Latency as if each million operations took a millisecond: what a busy machine does is no matter of a test."""
+
+    def counted(run, *inputs, repeats=30, threads=1):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run(*inputs)
+        ms = counter.get_total_flops() / 1e6
+        return measure.Latency(ms, ms, ms, repeats, threads)
+
+    for place in (measure, importlib.import_module("pruninglab.latency")):
+        monkeypatch.setattr(place, "latency", counted)
 
 
 @pytest.fixture

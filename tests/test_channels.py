@@ -204,7 +204,7 @@ def test_all_of_it_is_a_budget_too():
     assert not removed_by(model, graph, flops=measure.flops(model, x)).any()
 
 
-def test_a_budget_of_time():
+def test_a_budget_of_time(counted_time):
     model, graph, x = made("resnet18")
     before = measure.latency(lambda: model(x)).low
     masks = prune(model, unit="channel", latency_ms=0.5 * before, example_inputs=graph)
@@ -212,7 +212,7 @@ def test_a_budget_of_time():
     small = slim(model, masks, graph)
     assert 0 < int(removed.sum()) < len(removable(graph))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    assert measure.flops(small, x) < 0.8 * measure.flops(model, x)
+    assert abs(measure.flops(small, x) / measure.flops(model, x) - 0.5) < 0.02
     assert not small.training
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pruninglab import compare, prune
 from pruninglab.graph import GraphError
 from pruninglab.recipes import ANSWERS, ap, bip, lapp, polarize, precrop, sap
 from pruninglab.recovery import keep_signs
-from pruninglab.schedules import gradual, granet, iterative, regrow
+from pruninglab.schedules import SCHEDULES, gradual, granet, iterative, regrow
 
 # ── doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -22,6 +23,8 @@ from pruninglab.schedules import gradual, granet, iterative, regrow
 def test_exchanges_of_single_weights_are_for_single_weights(schedule, unit):
     with pytest.raises(ValueError, match=f"schedule '{schedule}' exchanges single weights: unit must be 'weight'"):
         compare(task=make_task(), unit=unit, schedule=schedule, sparsity=0.5)
+    with pytest.raises(ValueError, match="exchanges single weights"):
+        compare(task=make_task(), unit=unit, schedule=partial(SCHEDULES[schedule]), sparsity=0.5)
     home = make_task()
     answers = replace(ANSWERS[schedule], unit=unit)
     model = home.model(0)
@@ -33,7 +36,7 @@ def test_exchanges_of_single_weights_are_for_single_weights(schedule, unit):
 
 @pytest.mark.parametrize("schedule", [gradual, regrow, granet])
 def test_every_is_looked_at_when_a_schedule_is_made(schedule):
-    with pytest.raises(ValueError, match="every is a number of steps of at least 1, not 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, not 0"):
         schedule(every=0)
     with pytest.raises(TypeError, match=r"every must be a whole number, not 2\.5"):
         schedule(every=2.5)

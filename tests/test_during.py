@@ -242,8 +242,8 @@ def test_a_window_that_is_none(make, begin, end):
 @pytest.mark.parametrize(
     ("every", "words"),
     [
-        (0, "every is a number of steps of at least 1, not 0"),
-        (-1, "of at least 1, not -1"),
+        (0, "every must be at least 1, not 0"),
+        (-1, "at least 1, not -1"),
         (76, "every=76 steps does not fit the window of 75 steps"),
     ],
 )

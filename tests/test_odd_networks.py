@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pruninglab import prune, slim
 from pruninglab.graph import GraphError, channel_groups
+from pruninglab.measure import flops
 from pruninglab.slimmed import rebind
 from pruninglab.units import structure
 
@@ -202,6 +203,85 @@ def test_refused_with_its_reason(name):
     model, x = make().eval(), torch.randn(shape)
     with pytest.raises(GraphError, match=words):
         slim(model, prune(model, unit="channel", example_inputs=x, sparsity=0.5, allocation="uniform"), x)
+
+
+def lenet():
+    """The tutorials' network, with their constant between pictures and rows."""
+
+    def run(s, x):
+        x = F.max_pool2d(F.relu(s.a(x)), 2)
+        x = F.max_pool2d(F.relu(s.b(x)), 2).view(-1, 16 * 4 * 4)
+        return s.e(F.relu(s.d(F.relu(s.c(x)))))
+
+    linear = {"c": nn.Linear(256, 120), "d": nn.Linear(120, 84), "e": nn.Linear(84, 10)}
+    return Net(run, a=nn.Conv2d(1, 6, 5), b=nn.Conv2d(6, 16, 5), **linear).double()
+
+
+@pytest.mark.parametrize("budget", [{"sparsity": 0.5}, {"params": 20_000}, {"flops": 6e5}])
+def test_only_the_channels_stay_that_a_number_in_the_forward_fixes(budget):
+    model, x = lenet(), torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="the channels of b.weight stay: .* view"):
+        masks = prune(model, unit=structure(multiple_of=1), example_inputs=x, allocation="uniform", **budget)
+    small = slim(model, masks, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-12)
+    assert len(small.b.weight) == 16
+    assert len(small.a.weight) < 6
+    assert len(small.c.weight) < 120
+    if "sparsity" in budget:
+        assert [len(layer.weight) for layer in (small.a, small.c, small.d)] == [3, 60, 42]
+    if "flops" in budget:
+        assert abs(flops(small, x) / budget["flops"] - 1) < 0.02
+
+
+def test_a_number_that_fixes_all_is_an_error():
+    model = Net(lambda s, x: s.b(s.a(x).view(-1, 16)), a=nn.Linear(6, 16), b=nn.Linear(16, 3))
+    with pytest.raises(GraphError, match="does not run: in Net, view"):
+        prune(model, unit="channel", example_inputs=torch.randn(2, 6), sparsity=0.5)
+    assert bool((model.a.weight != 0).all())
+
+
+PICKS = {
+    "a slice": lambda table, n: table[:n],
+    "a later slice": lambda table, n: table[3 : 3 + n],
+    "an index": lambda table, n: table[torch.arange(n)],
+}
+
+
+@pytest.mark.parametrize("pick", PICKS)
+@pytest.mark.parametrize("embedding", [False, True])
+def test_a_table_of_positions_of_which_the_example_reads_a_part(pick, embedding):
+    def run(s, x):
+        table = s.t.weight if embedding else s.t
+        return s.o(F.relu(s.a(x) + PICKS[pick](table, x.shape[1])))
+
+    table = nn.Embedding(20, 16) if embedding else nn.Parameter(torch.randn(20, 16))
+    model = Net(run, a=nn.Linear(6, 16), o=nn.Linear(16, 3), t=table).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    small = slim(model, prune(model, unit="channel", example_inputs=x, sparsity=0.5), x)
+    assert (small.t.weight if embedding else small.t).shape == (20, 8)
+    for length in (2, 5, 17):
+        longer = torch.randn(2, length, 6, dtype=torch.float64)
+        torch.testing.assert_close(small(longer), model(longer), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_a_bias_for_each_head_of_which_the_example_reads_a_part(heads_first):
+    def run(s, x):
+        i = torch.arange(x.shape[1])
+        i = i[:, None] - i + 11
+        bias = s.t[:, i] if heads_first else s.t[i].permute(2, 0, 1)
+        q, k, v = (layer(x).unflatten(-1, (-1, 8)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        return s.o(((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    table = nn.Parameter(torch.randn((4, 23) if heads_first else (23, 4)))
+    layers = {name: nn.Linear(6, 32) for name in "qkv"}
+    model = Net(run, **layers, o=nn.Linear(32, 3), t=table).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    small = slim(model, prune(model, unit="head", example_inputs=x, sparsity=0.5), x)
+    assert small.t.shape == ((2, 23) if heads_first else (23, 2))
+    for length in (2, 5, 12):
+        longer = torch.randn(2, length, 6, dtype=torch.float64)
+        torch.testing.assert_close(small(longer), model(longer), rtol=1e-9, atol=1e-12)
 
 
 @dataclass

@@ -35,7 +35,7 @@ SPATIAL = frozenset(
 SHUFFLE = ("aten::channel_shuffle", "aten::native_channel_shuffle")
 LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())
 CREATIONS = frozenset(
-    "new_zeros new_ones new_full new_empty new_empty_strided zero_ fill_ normal_ uniform_ bernoulli_ "
+    "new_zeros new_ones new_full new_empty new_empty_strided normal_ uniform_ bernoulli_ "
     "_local_scalar_dense is_same_size".split()
 )
 

@@ -79,6 +79,7 @@ class Palette:
         self.written: dict[int, Tensor] = {}  # memory that was written so; tensors are held, so that it stays theirs
         self.ran: set[str] = set()
         self.work: Work | None = None
+        self._lonely: dict[int, int] = {}  # head → the first colour that met it by itself
         self._parent = np.zeros(1, dtype=np.int64)
         self._virtual = np.zeros(1, dtype=bool)
         self.shadows: Any = WeakIdKeyDictionary()
@@ -123,10 +124,12 @@ class Palette:
         x, y = x[both], y[both]
         mixed = self._virtual[x] != self._virtual[y]
         if mixed.any():
+            met: list[tuple[int, int]] = []  # all that is one for each head goes with it
             for one, other in np.unique(np.stack([x[mixed], y[mixed]], 1), axis=0).tolist():
                 head, member = (one, other) if self._virtual[one] else (other, one)
                 self.members_of_head.append((head, torch.tensor([member])))
-            x, y = x[~mixed], y[~mixed]
+                met.append((member, self._lonely.setdefault(head, member)))
+            x, y = np.append(np.stack([x[~mixed], y[~mixed]]), np.array(met).T, 1)
         while len(x):  # the higher root of each pair goes under the lower one, until all pairs have one root
             x, y = self._roots(x), self._roots(y)
             differ = x != y
@@ -140,6 +143,18 @@ class Palette:
         """The colours of queries, keys and values, and of the heads themselves."""
         heads = torch.tensor([head for head, _ in self.members_of_head], dtype=torch.int64)
         return torch.unique(torch.cat([heads, *(members for _, members in self.members_of_head)]))
+
+    def unread(self) -> Tensor:
+        """Which colours, (colours,) bool, are of elements that met nothing: of a table that the run read in part."""
+        roots = self.root(torch.arange(self.known()))
+        found = torch.zeros(len(roots), dtype=torch.bool)
+        for elements in self.elements.values():
+            found[elements.reshape(-1)] = True
+        found &= torch.bincount(roots, minlength=len(roots))[roots] == 1
+        met = [*self.births.values(), *(frozen for frozen, _ in self.frozen), *(own for _, own in self.members_of_head)]
+        for colours in met:
+            found[colours.reshape(-1)] = False
+        return found
 
     def varies(self, shadow: Tensor, dim: int) -> bool:
         """Whether colours differ along a dimension."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pruninglab.allocation import BudgetError
 from pruninglab.masks import Masks
-from pruninglab.naming import whole
+from pruninglab.naming import at_least_one
 from pruninglab.pruning import prune
 from pruninglab.tasks import Task
 
@@ -60,8 +60,8 @@ def ap(
         BudgetError: the kind of ValueError that tells of a sparsity that leaves nothing, or, in the middle of a run, of
             too few negative weights.
     """
-    if steps is not None and whole("steps", steps) < 1:
-        raise ValueError(f"ap needs at least 1 step of training, not steps={steps}")
+    if steps is not None:
+        at_least_one("steps", steps)
     end = prune(copy.deepcopy(model), sparsity=sparsity)
     total = end.total()
     counts = plan(total, end.kept(), rounds, share)
@@ -102,8 +102,7 @@ def plan(total: int, keep: int, rounds: int | None, share: float | None) -> list
     """
     if rounds is None:
         rounds = max(1, round(math.log(keep / total) / math.log(1 - ROUND)))
-    if whole("rounds", rounds) < 1:
-        raise ValueError(f"ap needs at least 1 round, not rounds={rounds}")
+    at_least_one("rounds", rounds)
     removed = 1 - (keep / total) ** (1 / rounds)
     given = share is not None
     share = share if share is not None else min(SHARE, removed)

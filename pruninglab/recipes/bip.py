@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pruninglab.masks import Masks
-from pruninglab.naming import whole
+from pruninglab.naming import at_least_one
 from pruninglab.pruning import prune
 from pruninglab.tasks import Task
 from pruninglab.tasks.training import batch_at
@@ -65,9 +65,7 @@ def bip(
         ValueError: a sparsity out of range or that leaves nothing, no step, mask_lr or gamma that is not positive; or
             training that leaves the finite numbers, which leaves the model as it is then.
     """
-    steps = task.training.steps if steps is None else whole("steps", steps)
-    if steps < 1:
-        raise ValueError(f"bip needs at least 1 step, not steps={steps}")
+    steps = task.training.steps if steps is None else at_least_one("steps", steps)
     if not 0 < mask_lr < math.inf or not gamma > 0:
         raise ValueError(f"mask_lr and gamma must be positive, not mask_lr={mask_lr} and gamma={gamma}")
     start = prune(copy.deepcopy(model), sparsity=sparsity)

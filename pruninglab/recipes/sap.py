@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pruninglab.masks import Masks
-from pruninglab.naming import whole
+from pruninglab.naming import at_least_one
 from pruninglab.pq import next_keep
 from pruninglab.pruning import prune
 from pruninglab.tasks import Task
@@ -59,10 +59,9 @@ def sap(
         ValueError: a sparsity out of range or that leaves nothing, less than 1 round or step, or what `pq.next_keep`
             does not allow.
     """
-    if steps is not None and whole("steps", steps) < 1:
-        raise ValueError(f"sap needs at least 1 step of training, not steps={steps}")
-    if whole("rounds", rounds) < 1:
-        raise ValueError(f"sap needs at least 1 round, not rounds={rounds}")
+    at_least_one("rounds", rounds)
+    if steps is not None:
+        at_least_one("steps", steps)
     size = partial(next_keep, p=p, q=q, eta=eta, gamma=gamma, beta=beta)
     size(torch.ones(1))  # what is wrong with its settings is told before anything is trained
     end = prune(copy.deepcopy(model), sparsity=sparsity)

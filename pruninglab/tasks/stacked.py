@@ -164,7 +164,7 @@ def stackable(models: Sequence[nn.Module], inputs: Tensor) -> bool:
         return False  # weights that two layers share
     x = inputs[torch.arange(TRIED * len(models)) % len(inputs)].to(next(first.parameters()).device)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else [x.device]):
             return all(_alike(models, x, training) for training in (False, True))
     except Exception:  # a forward that knows its layers' names or shapes: it cannot be done as a stack
         return False
