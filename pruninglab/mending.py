@@ -29,7 +29,7 @@ TRIES = 200  # how many numbers of a model are tried before it is said that they
 Sizes = list[tuple[int, int, int | None]]  # of one dimension: before, as it must be, as it came out
 
 
-Factors = list[tuple[int, Tensor, float]]  # which step, its operand and what that has to be multiplied by
+Factors = list[tuple[int, str, Tensor, float]]  # which step, in which module, its operand and what that lacks
 
 
 class _Differs(Exception):
@@ -93,7 +93,7 @@ class _Beside(TorchDispatchMode):
         if of is None or not known or others or not now or not attention:
             what = f"{name} takes the number {now:g} instead of {then:g}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
-        self.rescale.append((self.at, of, now / then if plain == "div" else then / now))
+        self.rescale.append((self.at, self.where[-1], of, now / then if plain == "div" else then / now))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function._schema.name in SHUFFLE:
@@ -287,17 +287,17 @@ def _values(value: int, trouble: _Differs, exact: bool) -> Iterator[int]:
 
 
 @torch.no_grad()
-def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors) -> None:
+def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors, *, known: bool) -> None:
     """Let weights make up for numbers that the forward computes from sizes.
 
+    Unless it is known that they can, both smaller networks are run: that with the old numbers, and that without.
+
     Raises:
-        GraphError: they cannot, since something lies between them and the number, or reads them beside it.
+        GraphError: they cannot, since something lies between them and the number, or reads them beside it; has the
+            channels that they make.
     """
-    if not factors:
-        return
-    wanted = _with_old_numbers(small, graph, removed, inputs, factors)
     done: dict[tuple[str, int], Tensor] = {}
-    for _, shadow, ratio in factors:
+    for _, _, shadow, ratio in factors:
         for place, factor in _targets(small, graph, removed, shadow, ratio):
             if place in done and not torch.equal(done[place], factor):
                 both = (done[place] != 1) & (factor != 1) & (done[place] != factor)
@@ -305,6 +305,7 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
                     raise GraphError(f"{place[0]} would have to make up for two numbers that depend on a width")
                 factor = torch.where(factor == 1, done[place], factor)
             done[place] = factor  # once, however often the layer runs, and whoever reads it
+    wanted = None if known else _with_old_numbers(small, graph, removed, inputs, factors)
     parameters = dict(small.named_parameters())
     for (name, dim), factor in done.items():
         tensor = parameters[name]
@@ -313,17 +314,30 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
         with watched(small, [""]):
             given = call(small, inputs)
         if not _same(wanted, given):
-            where = ", ".join(sorted({name for name, _ in done}))
+            names = sorted({name for name, _ in done})
+            made = torch.cat([born for (name, _), born in graph.births.items() if name in names])
             raise GraphError(
-                f"{type(small).__name__} computes a number from a width (such as attention's 1/√d), and {where} cannot "
-                "make up for it, since something else reads them or lies between; leave them out with exclude="
+                f"{type(small).__name__} computes a number from a width (such as attention's 1/√d), and "
+                f"{', '.join(names)} cannot make up for it, since something else reads them or lies between",
+                torch.unique(made[or_none(removed)[made]]),
             )
+
+
+def surely(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> bool:
+    """Whether weights can make up for all these numbers: torch's own attention reads its queries nowhere else."""
+    for _, where, shadow, ratio in factors:
+        module = small.get_submodule(where)
+        if type(module) is not nn.MultiheadAttention or module.in_proj_weight is None or module.bias_k is not None:
+            return False  # its biases lie elsewhere
+        if any(not name.startswith(f"{where}.") for (name, _), _ in _targets(small, graph, removed, shadow, ratio)):
+            return False
+    return True
 
 
 def _with_old_numbers(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors) -> Any:
     """What the smaller model would give if its numbers were those of the larger one; None if that cannot be seen."""
     beside = _Beside(graph, removed, {})
-    beside.light, beside.factors = False, {step: ratio for step, _, ratio in factors}
+    beside.light, beside.factors = False, {step: ratio for step, _, _, ratio in factors}
     try:
         with watched(small, beside.where), beside:
             return call(small, inputs)

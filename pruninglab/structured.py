@@ -73,6 +73,8 @@ def prune_structures(
         try:
             if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
                 cut(model, graph, removed, inputs, bare=graph.colouring.light)
+                if not graph.rehearsed.known:  # shapes do not tell whether weights can make up for a number
+                    cut(model, graph, removed, inputs)
             break
         except GraphError as error:  # some of it may do without the channels that meet there
             graph, families = _around(model, graph, unit, gone, question.exclude, error)

@@ -6,7 +6,7 @@ those of the standard layers are known (`in_channels`, `num_features`, …), tho
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
 
@@ -19,7 +19,7 @@ from pruninglab.blocks import bypass, emptied_blocks
 from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.layers import named_tensors
 from pruninglab.masks import Masks
-from pruninglab.mending import Factors, mend, rescale
+from pruninglab.mending import Factors, mend, rescale, surely
 from pruninglab.slimmed import changed_numbers, remaining, set_numbers
 from pruninglab.slimmed import recalibrate as recalibrate_norms
 from pruninglab.tasks.training import evaluating
@@ -34,12 +34,14 @@ class Rehearsed:
         removed: (channels,) bool.
         numbers: place → number, of modules (see `slimmed.changed_numbers`).
         factors: of steps, the shadow of an operand and what it has to be multiplied by.
+        known: whether it was seen that weights can make up for these.
     """
 
     model: Callable[[], nn.Module | None]
     removed: Tensor
     numbers: dict[str, Any]
     factors: Factors
+    known: bool = False
 
 
 def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:
@@ -169,12 +171,14 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs,
     small = _smaller(model, graph, removed, bare)
     if known is not None and known.model() is model and torch.equal(known.removed, removed):
         set_numbers(small, known.numbers)
-        factors = known.factors
     else:
         factors = mend(small, graph, removed, example_inputs)
-        graph.rehearsed = Rehearsed(ref(model), removed, changed_numbers(model, small), factors)
-    if not bare:
-        rescale(small, graph, removed, example_inputs, factors)
+        sure = surely(small, graph, removed, factors)
+        known = Rehearsed(ref(model), removed, changed_numbers(model, small), factors, sure)
+    if not bare and known.factors:
+        rescale(small, graph, removed, example_inputs, known.factors, known=known.known)
+        known = replace(known, known=True)
+    graph.rehearsed = known
     return small
 
 

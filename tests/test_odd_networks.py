@@ -233,6 +233,46 @@ def test_only_the_channels_stay_that_a_number_in_the_forward_fixes(budget):
         assert abs(flops(small, x) / budget["flops"] - 1) < 0.02
 
 
+def test_only_the_channels_stay_whose_weights_cannot_make_up_for_a_number():
+    def run(s, x):
+        h = s.i(x)
+        q, k, v = s.q(h), s.k(h), s.v(h)
+        return s.o(h + s.p(attend(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)) + s.n(F.gelu(s.m(h))))
+
+    layers = {"i": nn.Linear(6, 32), "q": nn.Linear(32, 32), "k": nn.Linear(32, 32), "v": nn.Linear(32, 32)}
+    layers |= {"p": nn.Linear(32, 32), "m": nn.Linear(32, 48), "n": nn.Linear(48, 32), "o": nn.Linear(32, 3)}
+    model, x = Net(run, **layers).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="the channels of .* stay: .* cannot make up for it"):
+        masks = prune(model, unit="channel", example_inputs=x, sparsity=0.5, allocation="uniform")
+    small = slim(model, masks, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-12)
+    assert len(small.q.weight) == 32
+    assert len(small.m.weight) == 24
+
+
+@pytest.mark.filterwarnings("ignore:the channels of")
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 24, "vdim": 16}, {"add_bias_kv": True}])
+@pytest.mark.parametrize("weights", [False, True])
+def test_attention_of_torch_with_fewer_channels_in_its_heads(options, weights):
+    def run(s, x):
+        h, keys, values = s.i(x), s.k(x), s.v(x)
+        return s.o(h + s.a(h, keys, values, need_weights=weights)[0])
+
+    attention = nn.MultiheadAttention(32, 4, batch_first=True, **options)
+    layers = {"i": nn.Linear(6, 32), "k": nn.Linear(6, attention.kdim), "v": nn.Linear(6, attention.vdim)}
+    model, x = Net(run, **layers, a=attention, o=nn.Linear(32, 3)).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    try:
+        masks = prune(model, unit=structure(multiple_of=1), example_inputs=x, sparsity=0.5, allocation="uniform")
+    except GraphError:
+        assert attention.bias_k is not None
+        return
+    small = slim(model, masks, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-12)
+    assert small.a.head_dim == (8 if attention.in_proj_weight is None else 4)
+
+
 def test_a_number_that_fixes_all_is_an_error():
     model = Net(lambda s, x: s.b(s.a(x).view(-1, 16)), a=nn.Linear(6, 16), b=nn.Linear(16, 3))
     with pytest.raises(GraphError, match="does not run: in Net, view"):
