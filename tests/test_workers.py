@@ -1,6 +1,7 @@
 """Work in other processes of this machine; `test_cluster.py` has the same on a cluster."""
 
 import os
+import sys
 import threading
 import time
 
@@ -45,6 +46,28 @@ def test_what_cannot_be_sent_is_told(monkeypatch, room, bad):
     parts = [threading.Lock() if part == bad else part for part in range(5)]
     with pytest.raises((TypeError, RuntimeError), match=r"(cannot|could not) be sent"):
         list(spread(lambda part: part, parts, 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the C library for it")
+def test_a_worker_hands_back_what_was_freed():
+    """Or joblib takes it for one that leaks, and starts another."""
+
+    def resident(_part=None):
+        with open("/proc/self/statm") as file:
+            return os.getpid(), int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def grown(_part):
+        before = resident()
+        pieces = [torch.ones(1000) for _ in range(50_000)]
+        torch.kept_by_a_test = torch.ones(1000)  # above them, so that the heap does not shrink by itself
+        assert resident()[1] > before[1] + 1.5e8
+        del pieces
+        return before
+
+    before = dict(spread(grown, range(2), 2))
+    after = dict(spread(resident, range(8), 2))
+    assert before.keys() & after.keys()
+    assert all(after[worker] < before[worker] + 5e7 for worker in before.keys() & after.keys())
 
 
 def test_what_a_function_raises_is_raised():
