@@ -21,6 +21,7 @@ from pruninglab.batches import Inputs, call
 from pruninglab.colours import Colouring, colours_of, narrow
 from pruninglab.families import Family, families, with_kinds
 from pruninglab.layers import PRUNABLE, Exclude, entries, matches, named_tensors, not_plain
+from pruninglab.naming import few
 from pruninglab.watching import watched
 
 STAYING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)  # in evaluation mode, always
@@ -255,10 +256,9 @@ def trace(
     untouched = [name for name, _ in model.named_parameters() if name not in colouring.touched]
     if untouched:
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in untouched)
-        which = ", ".join(list(layers)[:5]) + f" and {len(layers) - 5} more" * (len(layers) > 5)
         warnings.warn(
-            f"example_inputs never reach {which}: nothing is known of what they read, so they stay as they are, and "
-            "may not fit what is cut around them",
+            f"example_inputs never reach {few(layers, 5)}: nothing is known of what they read, so they stay as they "
+            "are, and may not fit what is cut around them",
             stacklevel=3,
         )
     return graph

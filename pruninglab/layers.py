@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruninglab.naming import few
+
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -109,10 +111,9 @@ def warn_of_unprunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = 
                 left.pop(id(parameter), None)
     names, sizes = [name for name, _ in left.values()], [size for _, size in left.values()]
     if sum(sizes) > total / 10:
-        which = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         warnings.warn(
             f"{sum(sizes) / total:.0%} of the parameters are not in Linear or Conv layers and stay as they are: "
-            f"{which}. Name them in exclude if that is meant",
+            f"{few(names)}. Name them in exclude if that is meant",
             stacklevel=3,
         )
 

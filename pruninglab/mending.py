@@ -7,7 +7,7 @@ first step that differs, numbers near it that hold an old size are tried until t
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,23 @@ TRIES = 200  # how many numbers of a model are tried before it is said that they
 Sizes = list[tuple[int, int, int | None]]  # of one dimension: before, as it must be, as it came out
 
 
-Factors = list[tuple[int, str, Tensor, float]]  # which step, in which module, its operand and what that lacks
+class Factor(NamedTuple):
+    """A number that a step takes from a width, other than before: what its operand has to be multiplied by for that.
+
+    Attributes:
+        step: which one.
+        where: the module that runs then.
+        operand: its shadow.
+        ratio: the factor that the operand lacks.
+    """
+
+    step: int
+    where: str
+    operand: Tensor
+    ratio: float
+
+
+Factors = list[Factor]
 
 
 class _Differs(Exception):
@@ -93,7 +109,7 @@ class _Beside(TorchDispatchMode):
         if of is None or not known or others or not now or not attention:
             what = f"{name} takes the number {now:g} instead of {then:g}, which depends on a width"
             raise _Differs(self.at, self.where[-1], what, [])
-        self.rescale.append((self.at, self.where[-1], of, now / then if plain == "div" else then / now))
+        self.rescale.append(Factor(self.at, self.where[-1], of, now / then if plain == "div" else then / now))
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function._schema.name in SHUFFLE:
@@ -297,8 +313,8 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
             channels that they make.
     """
     done: dict[tuple[str, int], Tensor] = {}
-    for _, _, shadow, ratio in factors:
-        for place, factor in _targets(small, graph, removed, shadow, ratio):
+    for number in factors:
+        for place, factor in _targets(small, graph, removed, number):
             if place in done and not torch.equal(done[place], factor):
                 both = (done[place] != 1) & (factor != 1) & (done[place] != factor)
                 if both.any():
@@ -325,11 +341,13 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
 
 def surely(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> bool:
     """Whether weights can make up for all these numbers: torch's own attention reads its queries nowhere else."""
-    for _, where, shadow, ratio in factors:
-        module = small.get_submodule(where)
+    for number in factors:
+        module = small.get_submodule(number.where)
         if type(module) is not nn.MultiheadAttention or module.in_proj_weight is None or module.bias_k is not None:
             return False  # its biases lie elsewhere
-        if any(not name.startswith(f"{where}.") for (name, _), _ in _targets(small, graph, removed, shadow, ratio)):
+        own = f"{number.where}.in_proj_weight", f"{number.where}.in_proj_bias"
+        names = {name for (name, _), _ in _targets(small, graph, removed, number)}
+        if own[0] not in names or not names <= set(own):
             return False
     return True
 
@@ -337,7 +355,7 @@ def surely(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) ->
 def _with_old_numbers(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, factors: Factors) -> Any:
     """What the smaller model would give if its numbers were those of the larger one; None if that cannot be seen."""
     beside = _Beside(graph, removed, {})
-    beside.light, beside.factors = False, {step: ratio for step, _, _, ratio in factors}
+    beside.light, beside.factors = False, {number.step: number.ratio for number in factors}
     try:
         with watched(small, beside.where), beside:
             return call(small, inputs)
@@ -356,14 +374,14 @@ def _same(wanted: Any, given: Any) -> bool:
 
 
 def _targets(
-    small: nn.Module, graph: Graph, removed: Tensor, shadow: Tensor, ratio: float
+    small: nn.Module, graph: Graph, removed: Tensor, number: Factor
 ) -> Iterator[tuple[tuple[str, int], Tensor]]:
     """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand.
 
     Yields (parameter, dimension) and the factors along it.
     """
     colouring = graph.colouring
-    colours = torch.unique(narrow(shadow))
+    colours = torch.unique(narrow(number.operand))
     if bool(colouring.is_head(colours).all()):  # a factor of the scores: one of the two that were multiplied takes it
         heads = set(colours.tolist())
         found = [members for head, members in colouring.members_of_head if head in heads and len(members) > 1]
@@ -378,4 +396,4 @@ def _targets(
             for target in (name, name.removesuffix("weight") + "bias"):
                 if target in parameters:
                     one = torch.ones(len(kept), dtype=torch.float64)
-                    yield (target, dim if target == name else 0), one.masked_fill(kept, ratio)
+                    yield (target, dim if target == name else 0), one.masked_fill(kept, number.ratio)

@@ -5,7 +5,7 @@ They all come through `lookup`, so a wrong name always gets the same kind of ans
 """
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,6 +41,11 @@ def resolve(kind: str, answer: str | T, table: Mapping[str, T]) -> T:
         article = "an" if kind[0] in "aeiou" else "a"
         raise TypeError(f"{article} {kind} is a name or a function, not {answer!r}")
     return answer
+
+
+def few(names: Collection[str], n: int = 3) -> str:
+    """The first n of some names, and how many more there are."""
+    return ", ".join(list(names)[:n]) + f" and {len(names) - n} more" * (len(names) > n)
 
 
 def whole(kind: str, number: Any) -> int:

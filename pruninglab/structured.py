@@ -23,7 +23,7 @@ from pruninglab.graph import Graph, GraphError, trace
 from pruninglab.ladders import channel_ladders
 from pruninglab.layers import PRUNABLE, Exclude, matches, prunable
 from pruninglab.masks import Masks
-from pruninglab.naming import label
+from pruninglab.naming import few, label
 from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
@@ -68,8 +68,9 @@ def prune_structures(
     if within is not None and within.kept() < within.total():
         gone = emptied(model, within, graph)
         scores[gone] = -torch.inf
+    price = None if kind == "sparsity" else _cost(kind, model, graph)  # it does not change with what must stay
     while True:
-        removed = _chosen(model, unit, budget, allocation, graph, families, scores, gone, question.data)
+        removed = _chosen(model, unit, amount, price, allocation, graph, families, scores, gone, question.data)
         try:
             if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
                 cut(model, graph, removed, inputs, bare=graph.colouring.light)
@@ -95,15 +96,15 @@ def _around(
     stay = torch.zeros(graph.n, dtype=torch.bool)
     stay[list(again.kept.keys() - graph.kept.keys())] = True
     names = [name for (name, _), born in graph.births.items() if bool(stay[born[born >= 0]].any())]
-    which = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
-    warnings.warn(f"the channels of {which} stay: {error}", stacklevel=4)
+    warnings.warn(f"the channels of {few(names)} stay: {error}", stacklevel=4)
     return again, again.families
 
 
 def _chosen(
     model: nn.Module,
     unit: Structure,
-    budget: tuple[str, float],
+    amount: float,
+    price: Callable[[Tensor], float] | None,
     allocation: str | Allocation,
     graph: Graph,
     families: list[Family],
@@ -111,10 +112,11 @@ def _chosen(
     gone: Tensor,
     data: Any,
 ) -> Tensor:
-    """Which channels go, (channels,) bool, beside those that are gone: those with the lowest scores, to the budget."""
-    kind, amount = budget
+    """Which channels go, (channels,) bool, beside those that are gone: those with the lowest scores, to the budget.
+
+    `amount` is the fraction of channels to remove, or, with a `price` of what stays, how much that may be.
+    """
     total = sum(family.channels for family in families)
-    price = None if kind == "sparsity" else _cost(kind, model, graph)
 
     def left(removed: Tensor) -> float:
         """How many channels stay, or what they cost."""

@@ -33,7 +33,7 @@ class Rehearsed:
         model: a weak reference to the model.
         removed: (channels,) bool.
         numbers: place → number, of modules (see `slimmed.changed_numbers`).
-        factors: of steps, the shadow of an operand and what it has to be multiplied by.
+        factors: numbers that weights have to make up for.
         known: whether it was seen that weights can make up for these.
     """
 
@@ -41,7 +41,7 @@ class Rehearsed:
     removed: Tensor
     numbers: dict[str, Any]
     factors: Factors
-    known: bool = False
+    known: bool
 
 
 def slim(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph, *, recalibrate: Any = None) -> nn.Module:

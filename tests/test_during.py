@@ -243,7 +243,7 @@ def test_a_window_that_is_none(make, begin, end):
     ("every", "words"),
     [
         (0, "every must be at least 1, not 0"),
-        (-1, "at least 1, not -1"),
+        (-1, "every must be at least 1, not -1"),
         (76, "every=76 steps does not fit the window of 75 steps"),
     ],
 )

@@ -16,7 +16,7 @@ from pruninglab.progress import quietly, say
 from pruninglab.recovery import distill, finetune
 from pruninglab.tasks import clock, together
 from pruninglab.tasks.models import ResNet, cnn, mlp
-from pruninglab.tasks.stacked import Stack, stackable
+from pruninglab.tasks.stacked import Stack, generators_kept, stackable
 from pruninglab.tasks.training import Training, train
 
 
@@ -339,3 +339,12 @@ def test_quiet_jobs_silence_neither_each_other_nor_what_follows(capsys):
     assert together([partial(job, 0), partial(job, 1)]) == [True, True]
     assert say("afterwards")
     assert "".join(capsys.readouterr()).splitlines() == ["job 0", "job 1", "afterwards"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda" if torch.cuda.is_available() else "meta"])
+def test_generators_are_as_before_whatever_the_device(device):
+    """Not every device has generators that torch can hand out; then those of the processor are kept alone."""
+    before = torch.get_rng_state()
+    with generators_kept(torch.device(device)):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)

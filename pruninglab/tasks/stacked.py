@@ -8,7 +8,7 @@ the first n samples belong to the first network, the next n to the second, and s
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -164,10 +164,15 @@ def stackable(models: Sequence[nn.Module], inputs: Tensor) -> bool:
         return False  # weights that two layers share
     x = inputs[torch.arange(TRIED * len(models)) % len(inputs)].to(next(first.parameters()).device)
     try:
-        with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else [x.device]):
+        with generators_kept(x.device):
             return all(_alike(models, x, training) for training in (False, True))
     except Exception:  # a forward that knows its layers' names or shapes: it cannot be done as a stack
         return False
+
+
+def generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    """After the block, the random generators of the processor and of this device are as they were before."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from pruninglab.files import load_tensors, save_tensors
 from pruninglab.naming import unknown, whole
 from pruninglab.progress import progress
-from pruninglab.tasks.stacked import Stack, stackable
+from pruninglab.tasks.stacked import Stack, generators_kept, stackable
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 OnStep = Callable[[int, torch.optim.Optimizer], None]
@@ -247,7 +247,7 @@ def _steps(
         job.model.train()
     try:
         with ExitStack() as held, progress(total=plan.stop, initial=start, desc=plan.label, unit="step") as bar:
-            held.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+            held.enter_context(generators_kept(device))
             for job, follower in zip(jobs, followers, strict=True):
                 if job.masks is not None:
                     held.enter_context(job.masks.enforced(follower))
