@@ -5,6 +5,7 @@ Every row is stored as soon as it is there (in the cache folder of the library),
 
 import copy
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 CALIBRATION = 128  # images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RECIPE = Training(steps=63, batch=64, lr=0.01, weight_decay=5e-4, augment=True)  # one epoch of 4,000 images
-FORGETFUL = "RD, norms of the batch"
+FORGETFUL = ", norms of the batch"
 ALLOCATIONS: dict[str, Any] = {
     "uniform": "uniform",
     "ERK": "erk",
@@ -38,7 +39,8 @@ ALLOCATIONS: dict[str, Any] = {
     "RD by Gauss–Newton": partial(rate_distortion, method="gauss_newton"),
     "RD": partial(rate_distortion, levels=26),
     "RD in 3 rounds": partial(rate_distortion, levels=26, rounds=3),
-    FORGETFUL: partial(rate_distortion, levels=26),
+    f"RD{FORGETFUL}": partial(rate_distortion, levels=26),
+    f"RD in 3 rounds{FORGETFUL}": partial(rate_distortion, levels=26, rounds=3),
 }
 
 
@@ -89,7 +91,7 @@ def cell(
     """One allocation at one sparsity: pruned, measured, and fine-tuned as often as asked, each time anew."""
     x, y = data["test"]
     model = copy.deepcopy(dense)
-    seen = forgetful(dense) if name == FORGETFUL else model
+    seen = forgetful(dense) if name.endswith(FORGETFUL) else model
     start = time.process_time()
     masks = prune(seen, sparsity=sparsity, allocation=ALLOCATIONS[name], data=calibration)
     seconds = time.process_time() - start
@@ -130,6 +132,14 @@ class Rows:
                 out.write(json.dumps(self.known[key]) + "\n")
         print(self.known[key], flush=True)
         return self.known[key]
+
+
+def replace_sections(file: Path, title: str, sections: list[str]) -> None:
+    """Write sections (`## Name (when)`) into a file of results, in place of those of the same name."""
+    text = file.read_text() if file.exists() else ""
+    kept = {part.split(" (")[0]: part.strip() for part in re.split(r"^(?=## )", text, flags=re.M)[1:]}
+    kept |= {section.split(" (")[0]: section.strip() for section in sections}
+    file.write_text("\n\n".join([title, *kept.values()]) + "\n")
 
 
 def chosen_images(images: Tensor) -> Tensor:
