@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruninglab.corruptions import Limits
-from pruninglab.naming import whole
+from pruninglab.naming import at_least_one, whole
 from pruninglab.tasks.training import evaluating, rows
 
 # ε as a fraction of the range of the data, for the five levels at which `robustness` attacks.
@@ -71,8 +71,7 @@ def pgd(
         ValueError: as in `fgsm`, fewer than one step, or a `step` that is negative or not finite.
     """
     low, high = _ball(x, y, epsilon, limits)
-    if whole("steps", steps) < 1:
-        raise ValueError(f"projected gradient descent takes at least one step, not {steps}")
+    at_least_one("steps", steps)
     step = 2.5 * epsilon / steps if step is None else step
     if not 0 <= step < math.inf:
         raise ValueError(f"step is how far a value moves at once, 0 or more, not {step!r}")

@@ -326,10 +326,10 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
     for (name, dim), factor in done.items():
         tensor = parameters[name]
         tensor.mul_(factor.to(tensor).view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
-    if wanted is not None:
+    if not known:
         with watched(small, [""]):
             given = call(small, inputs)
-        if not _same(wanted, given):
+        if wanted is None or not _same(wanted, given):
             names = sorted({name for name, _ in done})
             made = torch.cat([born for (name, _), born in graph.births.items() if name in names])
             raise GraphError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruninglab import attacks, corruptions
 from pruninglab.attacks import ATTACKS
 from pruninglab.corruptions import CORRUPTIONS, Limits, corrupt
-from pruninglab.naming import lookup, whole
+from pruninglab.naming import at_least_one, lookup, whole
 from pruninglab.progress import progress
 from pruninglab.tasks import Task, find
 from pruninglab.tasks.training import evaluating, rows
@@ -140,8 +140,7 @@ def calibration_error(model: nn.Module, task: str | Task, split: str = "test", *
     Raises:
         ValueError: fewer than one bin, an unknown split, or labels that are not one class for each sample.
     """
-    if whole("bins", bins) < 1:
-        raise ValueError(f"calibration_error needs at least one bin, not {bins}")
+    at_least_one("bins", bins)
     x, y = _classified(find(task), split, "calibration_error")
     confidence, predicted = _logits(model, x).double().softmax(1).max(1)
     edges = torch.arange(1, bins, dtype=torch.float64) / bins

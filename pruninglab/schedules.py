@@ -14,12 +14,11 @@ it pruned to `sparsity`; the recovery after the last pruning is not its business
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, Protocol
 
 from pruninglab.during import Gradual, Prune, Regrow, check_window, exchanging
 from pruninglab.masks import Masks
-from pruninglab.naming import label
+from pruninglab.naming import at_least_one, label
 from pruninglab.pruning import check_sparsity
 from pruninglab.tasks.training import OnStep
 from pruninglab.units import Unit
@@ -59,9 +58,9 @@ def iterative(rounds: int = 5) -> Schedule:
     After round r of R the density is (1 − sparsity)^(r/R).
 
     Raises:
-        ValueError: `rounds` is less than 1.
+        ValueError: `rounds` is less than 1. TypeError: it is no whole number.
     """
-    _check_rounds(rounds)
+    at_least_one("rounds", rounds)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         return _in_rounds(_levels(sparsity, rounds), prune, lambda masks: train(masks=masks))
@@ -83,9 +82,10 @@ def lottery(rounds: int | None = None, rate: float | None = None, rewind_to: flo
 
     Raises:
         ValueError: `rounds` is less than 1, `rate` not in (0, 1), both are given, or `rewind_to` is not in [0, 1).
+        TypeError: `rounds` is no whole number.
     """
     if rounds is not None:
-        _check_rounds(rounds)
+        at_least_one("rounds", rounds)
         if rate is not None:
             raise ValueError(f"give rounds or rate, not both: rounds={rounds} and rate={rate}")
     told, rate = rate, 0.2 if rate is None else rate
@@ -114,9 +114,9 @@ def before_training(rounds: int = 1) -> Schedule:
     R the density is (1 − sparsity)^(r/R) (Tanaka et al. 2020, algorithm 1).
 
     Raises:
-        ValueError: `rounds` is less than 1.
+        ValueError: `rounds` is less than 1. TypeError: it is no whole number.
     """
-    _check_rounds(rounds)
+    at_least_one("rounds", rounds)
 
     def schedule(sparsity: float, prune: Prune, train: Train) -> Masks:
         train.rewind()
@@ -232,11 +232,6 @@ def check_unit(schedule: Schedule, unit: Unit) -> None:
         raise ValueError(
             f"schedule {label(schedule)!r} exchanges single weights: unit must be 'weight', not {unit.name!r}"
         )
-
-
-def _check_rounds(rounds: object) -> None:
-    if isinstance(rounds, bool) or not isinstance(rounds, Integral) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, not {rounds!r}")
 
 
 def _named(schedule: Schedule, name: str, **told: tuple[Any, Any]) -> Schedule:

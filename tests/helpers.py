@@ -1,9 +1,15 @@
 """What tests build and compare with: a task that trains in a blink, and everything a function may not change."""
 
+import json
+import re
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import torch
 from torch import nn
 
+from pruninglab import book
 from pruninglab.tasks import Task, Training, models
 
 
@@ -80,3 +86,12 @@ def brute_force(costs, distortions, budget):
         sums = np.add.outer(sums, distortion).ravel()
     fits = totals <= budget
     return sums[fits].min() if fits.any() else None
+
+
+def run_quickly(chapter: book.Chapter, folder: Path) -> None:
+    """Run a chapter's quick version with another seed; all its pictures have words."""
+    book.run(chapter.path, folder / chapter.path.name, {"seed": 1, "fast": True})
+    done = nbformat.read(folder / chapter.path.name, as_version=4)
+    images = re.findall(r"<img [^>]*>", json.dumps(done, ensure_ascii=False))
+    assert images
+    assert all(re.search(r'alt=\\"[^"\\]{20,}', image) for image in images)

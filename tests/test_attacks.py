@@ -258,7 +258,7 @@ def test_errors_say_what_is_allowed(name, x, y, epsilon, limits, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "at least one step, not 0"), ({"step": -1.0}, "not -1.0"), ({"step": math.nan}, "not nan")],
+    [({"steps": 0}, "steps must be at least 1, not 0"), ({"step": -1.0}, "not -1.0"), ({"step": math.nan}, "not nan")],
 )
 def test_errors_of_steps(options, message):
     with pytest.raises(ValueError, match=message):

@@ -312,7 +312,7 @@ def test_errors_say_what_is_allowed(options, error, message, home, trained):
 
 
 def test_errors_of_the_others(home, trained):
-    with pytest.raises(ValueError, match="at least one bin, not 0"):
+    with pytest.raises(ValueError, match="bins must be at least 1, not 0"):
         calibration_error(trained, home, bins=0)
     with pytest.raises(TypeError, match="a task is a name or a Task"):
         class_accuracy(trained, 3)

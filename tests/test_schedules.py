@@ -106,9 +106,17 @@ def test_one_round_is_one_shot():
 
 
 @pytest.mark.parametrize("schedule", [iterative, lottery, before_training])
-@pytest.mark.parametrize("rounds", [0, -1, 2.5, "3", True])
-def test_rounds_that_make_no_sense(schedule, rounds):
-    with pytest.raises(ValueError, match=r"rounds must be a whole number of at least 1"):
+@pytest.mark.parametrize(
+    ("rounds", "error", "words"),
+    [
+        (0, ValueError, "rounds must be at least 1, not 0"),
+        (-1, ValueError, "rounds must be at least 1, not -1"),
+        (2.5, TypeError, r"rounds must be a whole number, not 2\.5"),
+        ("3", TypeError, "rounds must be a whole number, not '3'"),
+    ],
+)
+def test_rounds_that_make_no_sense(schedule, rounds, error, words):
+    with pytest.raises(error, match=words):
         schedule(rounds)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pruninglab.allocation import knapsack
 from pruninglab.allocation.simple import BudgetError
 from pruninglab.criteria import Scores
-from pruninglab.naming import lookup, whole
+from pruninglab.naming import at_least_one, lookup, whole
 from pruninglab.progress import say
 
 ADDITIVE = 1.5  # predicted and true distortion may differ by this factor; beyond, the curves no longer add up
@@ -157,8 +157,7 @@ def rate_distortion(
     Raises:
         ValueError: fewer than one round, or as `solve` says.
     """
-    if whole("rounds", rounds) < 1:
-        raise ValueError(f"rounds must be at least 1, not {rounds}")
+    at_least_one("rounds", rounds)
     rungs = ladders(levels)
     total, least = (sum(int(ladder.kept[end]) for ladder in rungs) for end in (0, -1))
     at, predicted = [0] * len(rungs), 0.0
