@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from network_rate_distortion import ALLOCATIONS, RECIPE, Rows, chosen_images, load, logits, replace_sections
+from network_rate_distortion import ALLOCATIONS, RECIPE, Rows, chosen_images, load, logits
+from pages import replace_sections
 from torch import Tensor, nn
 
 from pruninglab import Masks, prune, recipe

@@ -8,7 +8,6 @@ at a smaller size and writes nothing. The tables go to results/llm.md; those of 
 """
 
 import argparse
-import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from llm_published import published_hessian, published_sparsegpt, published_wanda, published_wanda_statistic
 from llm_quality import quality
+from pages import replace_sections
 from torch import Tensor, nn
 
 from pruninglab import units
@@ -176,15 +176,6 @@ def setting() -> str:
     return f"torch {torch.__version__}, {kind}, {date.today()}"
 
 
-def write(sections: list[str]) -> None:
-    """Replace the sections of the same title in the file of results."""
-    title = "# One-shot pruning of language models"
-    text = RESULTS.read_text() if RESULTS.exists() else title + "\n"
-    kept = {part.split(" (")[0]: part.strip() for part in re.split(r"^(?=## )", text, flags=re.M)[1:]}
-    kept |= {section.split(" (")[0]: section for section in sections}
-    RESULTS.write_text("\n\n".join([title, *kept.values()]) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -205,7 +196,7 @@ def main() -> None:
     else:
         section = speed(options.rounds, options.scale)
     if options.scale == 1:
-        write([section])
+        replace_sections(RESULTS, "# One-shot pruning of language models", [section])
     print(section)
 
 

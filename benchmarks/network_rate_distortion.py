@@ -5,7 +5,6 @@ Every row is stored as soon as it is there (in the cache folder of the library),
 
 import copy
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -132,14 +131,6 @@ class Rows:
                 out.write(json.dumps(self.known[key]) + "\n")
         print(self.known[key], flush=True)
         return self.known[key]
-
-
-def replace_sections(file: Path, title: str, sections: list[str]) -> None:
-    """Write sections (`## Name (when)`) into a file of results, in place of those of the same name."""
-    text = file.read_text() if file.exists() else ""
-    kept = {part.split(" (")[0]: part.strip() for part in re.split(r"^(?=## )", text, flags=re.M)[1:]}
-    kept |= {section.split(" (")[0]: section.strip() for section in sections}
-    file.write_text("\n\n".join([title, *kept.values()]) + "\n")
 
 
 def chosen_images(images: Tensor) -> Tensor:

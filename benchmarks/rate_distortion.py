@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from network_rate_distortion import network, replace_sections
+from network_rate_distortion import network
 from numpy.typing import NDArray
+from pages import replace_sections
 
 from pruninglab.allocation.rate_distortion import Solution, solve
 

@@ -10,7 +10,6 @@ tables go to results/structured.md; those of a part that is not run stay as they
 
 import argparse
 import copy
-import re
 import statistics
 import time
 import warnings
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from pages import replace_sections
 from torch import Tensor, nn
 
 from pruninglab import prune
@@ -250,17 +250,6 @@ def stamp(threads: int) -> str:
     return f"torch {torch.__version__}, {them}, {threads} thread{'s' * (threads > 1)}, {date.today()}"
 
 
-def save(part: list[str]) -> None:
-    """Put a part in the place of the one whose title begins alike."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    text = RESULTS.read_text() if RESULTS.exists() else "# Cutting out channels, side by side with Torch-Pruning\n"
-    parts = re.split(r"\n(?=## )", text.rstrip() + "\n")
-    begins = part[0].split("(")[0]
-    parts = [old for old in parts if not old.startswith(begins)]
-    parts.append("\n".join(part) + "\n")
-    RESULTS.write_text("\n".join(parts))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latency", action="store_true", help="only the speed of the networks that come out")
@@ -279,8 +268,8 @@ def main() -> None:
     else:
         parts = [timed(options.models or list(TIMED), options.rounds), counted(options.models or list(COUNTED))]
     if not options.models:
-        for part in parts:
-            save(part)
+        sections = ["\n".join(part) for part in parts]
+        replace_sections(RESULTS, "# Cutting out channels, side by side with Torch-Pruning", sections)
 
 
 if __name__ == "__main__":
