@@ -49,8 +49,10 @@ def few(names: Collection[str], n: int = 3) -> str:
 
 
 def whole(kind: str, number: Any) -> int:
-    """A whole number, NumPy's too, as an `int`; a TypeError for anything else."""
+    """A whole number, NumPy's too, as an `int`; a TypeError for anything else, truth values among them."""
     try:
+        if isinstance(number, bool):
+            raise TypeError
         return operator.index(number)
     except TypeError:
         raise TypeError(f"{kind} must be a whole number, not {number!r}") from None

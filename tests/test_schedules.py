@@ -113,6 +113,7 @@ def test_one_round_is_one_shot():
         (-1, ValueError, "rounds must be at least 1, not -1"),
         (2.5, TypeError, r"rounds must be a whole number, not 2\.5"),
         ("3", TypeError, "rounds must be a whole number, not '3'"),
+        (True, TypeError, "rounds must be a whole number, not True"),
     ],
 )
 def test_rounds_that_make_no_sense(schedule, rounds, error, words):
