@@ -13,9 +13,10 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,28 +96,34 @@ def digits(seeds: int, steps: int) -> str:
         "| network | whole | density | variant | magnitude | after | gain, points | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, task in DIGITS.items():
-        whole = spread([task.accuracy(task.trained(seed)) for seed in range(seeds)])
-        for density in (0.1, 0.2):
-            for variant, how in VARIANTS.items():
-                starts, ends, seconds = [], [], []
-                for seed in range(seeds):
-                    model = task.trained(seed)
-                    at = copy.deepcopy(model)
-                    prune(at, sparsity=1 - density, allocation="uniform").apply(at)
-                    clock = time.process_time()
-                    with quietly():
-                        recipe("icbs")(
-                            model, task, sparsity=1 - density, allocation="uniform", seed=seed, steps=steps, **how
-                        )
-                    seconds.append(time.process_time() - clock)
-                    starts.append(task.accuracy(at))
-                    ends.append(task.accuracy(model))
-                gain = spread([after - before for after, before in zip(ends, starts, strict=True)])
-                row = [name, whole, density, variant, spread(starts), spread(ends), gain]
-                lines.append("| " + " | ".join(map(str, row)) + f" | {statistics.mean(seconds):.1f} |")
-                print(lines[-1], flush=True)
+    for (name, task), density in product(DIGITS.items(), (0.1, 0.2)):
+        dense = [task.trained(seed) for seed in range(seeds)]
+        starts = [magnitude(task, model, density) for model in dense]
+        for variant, how in VARIANTS.items():
+            runs = [exchanged(task, model, density, seed, steps=steps, **how) for seed, model in enumerate(dense)]
+            ends, seconds = zip(*runs, strict=True)
+            gains = [after - before for after, before in zip(ends, starts, strict=True)]
+            row = [name, spread([task.accuracy(model) for model in dense]), str(density), variant]
+            row += [spread(starts), spread(ends), spread(gains), f"{statistics.mean(seconds):.1f}"]
+            lines.append("| " + " | ".join(row) + " |")
+            print(lines[-1], flush=True)
     return "\n".join(lines)
+
+
+def magnitude(task: Task, dense: nn.Module, density: float) -> float:
+    """The accuracy where iCBS begins."""
+    model = copy.deepcopy(dense)
+    prune(model, sparsity=1 - density, allocation="uniform")
+    return task.accuracy(model)
+
+
+def exchanged(task: Task, dense: nn.Module, density: float, seed: int, **how: Any) -> tuple[float, float]:
+    """The accuracy after iCBS, and the processor's seconds."""
+    model, start = copy.deepcopy(dense), time.process_time()
+    with quietly():
+        recipe("icbs")(model, task, sparsity=1 - density, allocation="uniform", seed=seed, **how)
+    seconds = time.process_time() - start
+    return task.accuracy(model), seconds
 
 
 def main() -> None:
@@ -166,7 +173,7 @@ def resnet(table: list[tuple[float, str, dict[str, Any], list[dict[str, Any]]]],
     return "\n".join(lines)
 
 
-def spread(fractions: list[float]) -> str:
+def spread(fractions: Sequence[float]) -> str:
     std = f" ± {100 * statistics.stdev(fractions):.1f}" if len(fractions) > 1 else ""
     return f"{100 * statistics.mean(fractions):.1f}{std}"
 
