@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pruninglab import allocation as allocations
 from pruninglab.allocation import Allocation, BudgetError
 from pruninglab.criteria import Scores
+from pruninglab.criteria.base import PIECE
 from pruninglab.families import HEADS, Family
 from pruninglab.graph import Graph, GraphError
 from pruninglab.masks import Masks
@@ -49,18 +50,10 @@ def channel_scores(graph: Graph, scores: Mapping[str, Scores], unit: Structure) 
     total = torch.zeros(graph.n + 1, dtype=torch.float64)  # the last entry stands for "no channel"
     parts = torch.zeros(graph.n + 1, dtype=torch.float64)
     for name, layer in scores.items():
-        tensor = layer.tensor().cpu()
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        if tensor.ndim == 1:
-            pieces = [(graph.outputs(name), tensor)]
-        else:
-            pieces = []
-            for channels in graph.cuts.get(name, ()):
-                wide = [d for d in range(tensor.ndim) if channels.shape[d] == 1 < tensor.shape[d]]
-                pieces.append((channels.reshape(-1), (tensor.sum(wide) if wide else tensor).reshape(-1)))
-        for channels, values in pieces:
-            values = _normalized(values.double(), unit.normalize)
-            channels = channels % (graph.n + 1)  # −1 is the last
+        cuts = [graph.outputs(name)] if len(layer.shape) == 1 else graph.cuts.get(name, [])
+        for channels, sums in zip(cuts, _sums(layer, cuts), strict=True):
+            values = _normalized(sums.reshape(-1), unit.normalize)
+            channels = channels.reshape(-1) % (graph.n + 1)  # −1 is the last
             total.index_add_(0, channels, values.square() if unit.combine == "l2" else values)
             parts.index_add_(0, channels, torch.ones_like(values))
     if unit.combine == "l2":
@@ -68,6 +61,25 @@ def channel_scores(graph: Graph, scores: Mapping[str, Scores], unit: Structure) 
     if unit.combine == "mean":
         total = total / parts
     return torch.where(parts > 0, total, torch.nan)[:-1]
+
+
+def _sums(layer: Scores, cuts: Sequence[Tensor]) -> list[Tensor]:
+    """A layer's scores, summed over where a cut names no channels, for each of the cuts: float64, shaped like it.
+
+    Some rows at a time, so that scores that are made when they are asked for stay in the processor's cache.
+    """
+    wide = [[d for d, size in enumerate(layer.shape) if channels.shape[d] == 1 < size] for channels in cuts]
+    sums = [torch.zeros(channels.shape, dtype=torch.float64) for channels in cuts]
+    width = layer.shape[1:].numel()
+    rows, first = max(1, PIECE // width), 0
+    for piece in layer.pieces(rows * width):
+        part = piece.view(-1, *layer.shape[1:]).cpu()
+        part = part.to(torch.promote_types(part.dtype, torch.float32))
+        for over, total in zip(wide, sums, strict=True):
+            place = total if 0 in over else total[first : first + len(part)]
+            place += part.sum(over, keepdim=True) if over else part
+        first += len(part)
+    return sums
 
 
 def _normalized(values: Tensor, how: str | None) -> Tensor:

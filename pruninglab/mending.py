@@ -37,12 +37,14 @@ class Factor(NamedTuple):
         where: the module that runs then.
         operand: its shadow.
         ratio: the factor that the operand lacks.
+        makers: what made the operand, and could take the factor: (parameter, dimension), and the factors along it.
     """
 
     step: int
     where: str
     operand: Tensor
     ratio: float
+    makers: tuple[tuple[tuple[str, int], Tensor], ...] = ()
 
 
 Factors = list[Factor]
@@ -184,7 +186,8 @@ def mend(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> Fac
             )
     if graph.colouring.by_place and not graph.whole_heads:
         _check_places(small, graph, removed, inputs)
-    return trouble
+    names = {name for name, _ in small.named_parameters()}
+    return [number._replace(makers=tuple(_makers(names, graph, removed, number))) for number in trouble]
 
 
 def _check_places(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs) -> None:
@@ -314,7 +317,7 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
     """
     done: dict[tuple[str, int], Tensor] = {}
     for number in factors:
-        for place, factor in _targets(small, graph, removed, number):
+        for place, factor in number.makers:
             if place in done and not torch.equal(done[place], factor):
                 both = (done[place] != 1) & (factor != 1) & (done[place] != factor)
                 if both.any():
@@ -339,14 +342,14 @@ def rescale(small: nn.Module, graph: Graph, removed: Tensor, inputs: Inputs, fac
             )
 
 
-def surely(small: nn.Module, graph: Graph, removed: Tensor, factors: Factors) -> bool:
+def surely(small: nn.Module, factors: Factors) -> bool:
     """Whether weights can make up for all these numbers: torch's own attention reads its queries nowhere else."""
     for number in factors:
         module = small.get_submodule(number.where)
         if type(module) is not nn.MultiheadAttention or module.in_proj_weight is None or module.bias_k is not None:
             return False  # its biases lie elsewhere
         own = f"{number.where}.in_proj_weight", f"{number.where}.in_proj_bias"
-        names = {name for (name, _), _ in _targets(small, graph, removed, number)}
+        names = {name for (name, _), _ in number.makers}
         if own[0] not in names or not names <= set(own):
             return False
     return True
@@ -373,27 +376,21 @@ def _same(wanted: Any, given: Any) -> bool:
     )
 
 
-def _targets(
-    small: nn.Module, graph: Graph, removed: Tensor, number: Factor
-) -> Iterator[tuple[tuple[str, int], Tensor]]:
-    """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand.
-
-    Yields (parameter, dimension) and the factors along it.
-    """
+def _makers(names: set[str], graph: Graph, removed: Tensor, number: Factor) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """A factor that the forward computes from a size (attention's 1/√d) goes into the layer that made its operand."""
     colouring = graph.colouring
     colours = torch.unique(narrow(number.operand))
     if bool(colouring.is_head(colours).all()):  # a factor of the scores: one of the two that were multiplied takes it
         heads = set(colours.tolist())
         found = [members for head, members in colouring.members_of_head if head in heads and len(members) > 1]
         colours = torch.unique(torch.cat(found[: len(heads)]))
-    parameters = dict(small.named_parameters())
     for (name, dim), born in colouring.births.items():
-        if dim < 0 or name not in parameters or born[0] > colours[-1] or born[-1] < colours[0]:
+        if dim < 0 or name not in names or born[0] > colours[-1] or born[-1] < colours[0]:
             continue
         rows = torch.isin(born, colours)
         if rows.any():
             kept = rows[~removed[graph.births[name, dim]]]
             for target in (name, name.removesuffix("weight") + "bias"):
-                if target in parameters:
+                if target in names:
                     one = torch.ones(len(kept), dtype=torch.float64)
                     yield (target, dim if target == name else 0), one.masked_fill(kept, number.ratio)

@@ -173,7 +173,7 @@ def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs,
         set_numbers(small, known.numbers)
     else:
         factors = mend(small, graph, removed, example_inputs)
-        sure = surely(small, graph, removed, factors)
+        sure = surely(small, factors)
         known = Rehearsed(ref(model), removed, changed_numbers(model, small), factors, sure)
     if not bare and known.factors:
         rescale(small, graph, removed, example_inputs, known.factors, known=known.known)
