@@ -27,7 +27,7 @@ from pruninglab.naming import few, label
 from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
-from pruninglab.surgery import cut, emptied
+from pruninglab.surgery import emptied, rehearse
 from pruninglab.tasks.training import evaluating
 from pruninglab.units import Structure
 
@@ -72,10 +72,8 @@ def prune_structures(
     while True:
         removed = _chosen(model, unit, amount, price, allocation, graph, families, scores, gone, question.data)
         try:
-            if removed.any():  # before any zero is written: what cannot be cut out afterwards is refused
-                cut(model, graph, removed, inputs, bare=graph.colouring.light)
-                if not graph.rehearsed.known:  # shapes do not tell whether weights can make up for a number
-                    cut(model, graph, removed, inputs)
+            if removed.any():  # what cannot be cut out is refused before any zero is written
+                rehearse(model, graph, removed, inputs)
             break
         except GraphError as error:  # some of it may do without the channels that meet there
             graph, families = _around(model, graph, unit, gone, question.exclude, error)

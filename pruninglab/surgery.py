@@ -161,6 +161,17 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
     return removed
 
 
+def rehearse(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs) -> None:
+    """See whether channels can be cut out, before anything is changed, with as little work as will tell.
+
+    Raises:
+        GraphError: they cannot.
+    """
+    cut(model, graph, removed, example_inputs, bare=graph.colouring.light)
+    if not graph.rehearsed.known:  # shapes do not tell whether weights can make up for a number
+        cut(model, graph, removed, example_inputs)
+
+
 def cut(model: nn.Module, graph: Graph, removed: Tensor, example_inputs: Inputs, *, bare: bool = False) -> nn.Module:
     """A copy of the model without some of its channels, its numbers mended and its shapes checked at every step.
 

@@ -17,7 +17,7 @@ from pruninglab.masks import Masks
 from pruninglab.naming import at_least_one
 from pruninglab.recipes.budget import cost, layer_flops, nearest, target
 from pruninglab.recipes.inner import at, inner, readers
-from pruninglab.surgery import cut
+from pruninglab.surgery import rehearse
 from pruninglab.tasks import Task
 
 TEMPERATURE = 0.25  # of the soft gate whose gradient stands in for that of the hard one
@@ -80,7 +80,7 @@ def lapp(
     order = list(families.values())
     trial = nearest(margins(model, graph, families, thresholds).detach().cpu(), order, total, budget)
     if trial.any():  # what cannot be met, or not be cut out, is told before anything is trained
-        cut(model, graph, trial, x)
+        rehearse(model, graph, trial, x)
     end, done = round(pruning * steps), 0
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

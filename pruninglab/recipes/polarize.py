@@ -15,7 +15,7 @@ from pruninglab.masks import Masks
 from pruninglab.naming import at_least_one
 from pruninglab.pruning import check_sparsity
 from pruninglab.recipes.gates import Gates
-from pruninglab.surgery import cut
+from pruninglab.surgery import rehearse
 from pruninglab.tasks import Task
 
 SPEED = 0.01  # learning rate of the gates (Adam)
@@ -111,7 +111,7 @@ def train_gates(
     x = task.data["train"][0][:1].to(next(model.parameters()).device)
     gates = Gates(model, trace(model, x), seed)
     fewest = torch.cat([torch.arange(n) == 0 for n in gates.sizes])
-    cut(model, gates.graph, gates.closed(fewest), x)  # what cannot be cut out is told before anything is trained
+    rehearse(model, gates.graph, gates.closed(fewest), x)  # before anything is trained
     learner = torch.optim.Adam(gates.parameters(), lr=SPEED)
     steps = task.training.steps if steps is None else at_least_one("steps", steps)
     done = 0

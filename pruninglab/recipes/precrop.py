@@ -17,7 +17,7 @@ from pruninglab.layers import prunable
 from pruninglab.masks import Masks
 from pruninglab.recipes.budget import cost, layer_flops, refined, target
 from pruninglab.recipes.inner import inner, readers
-from pruninglab.surgery import cut
+from pruninglab.surgery import rehearse
 from pruninglab.tasks import Task
 
 LEVELS = 20_000  # densities that are tried: as many as a budget can tell apart
@@ -98,7 +98,7 @@ def precrop(
     removed = search(lambda gone: float(total((~gone).double())), pick, 1, LEVELS, budget)
     ranked = [family.cells[0][order[name]] for name, family in inner(graph).items()]
     removed = refined(removed, ranked, total, budget)
-    cut(model, graph, removed, x)  # what cannot be cut out is told before anything is changed
+    rehearse(model, graph, removed, x)
     masks = masks_of(model, graph, removed)
     masks.apply(model)
     return masks
