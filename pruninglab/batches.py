@@ -3,7 +3,8 @@
 Knows nothing of models: what is done with a batch is the business of `pruninglab.statistics`.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ BATCH = 128  # samples at a time when the data come as whole tensors or as a dat
 
 
 def batches(data: Any) -> Iterator[tuple[Any, Any]]:
-    """Cut calibration data of any accepted form into `(x, y)` batches; y is None where there are no labels."""
+    """Cut calibration data of any accepted form into `(x, y)` batches; y is None where there are no labels.
+
+    Whole tensors are cut into parts of nearly equal length, so that no norm ever sees a batch of one alone.
+    """
     if isinstance(data, Tensor):
-        data = data.split(BATCH)
+        data = _cut(data)
     elif isinstance(data, Dataset):
         data = DataLoader(data, BATCH)
     elif isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         _same_length(*data)
-        data = zip(*(part.split(BATCH) for part in data), strict=True)
+        data = zip(*map(_cut, data), strict=True)
     for batch in data:
         parts = batch if isinstance(batch, (tuple, list)) else (batch,)
         if len(parts) not in (1, 2):
@@ -34,6 +38,15 @@ def batches(data: Any) -> Iterator[tuple[Any, Any]]:
             _same_length(x, y)
         if length(x, "inputs"):
             yield x, y
+
+
+def tensors_of(data: Any) -> list[Tensor]:
+    """All tensors in calibration data of any accepted form, to tell them from other data by."""
+    return [leaf for leaf in tree_leaves(list(batches(data))) if isinstance(leaf, Tensor)]
+
+
+def _cut(whole: Tensor) -> Sequence[Tensor]:
+    return whole.tensor_split(max(1, math.ceil(len(whole) / BATCH)))
 
 
 def _same_length(x: Any, y: Any) -> None:

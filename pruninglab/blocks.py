@@ -14,13 +14,30 @@ from pruninglab.batches import Inputs, call
 from pruninglab.graph import GraphError
 from pruninglab.layers import PRUNABLE
 from pruninglab.masks import Masks
+from pruninglab.recording import without_cache
 from pruninglab.tasks.training import evaluating
 
 
 class Bypass(nn.Module):
-    """What stands where a block was: returns its first argument."""
+    """What stands where a block was: returns its first argument.
 
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    If the block was one of a language model, a cache of keys and values is told how many tokens went by, since models
+    ask it at one block for the position of the next token.
+
+    Args:
+        block: what was there.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        places = (vars(module).get("layer_idx") for module in block.modules())
+        self.layer_idx: int | None = next((place for place in places if isinstance(place, int)), None)
+
+    def forward(self, x: Tensor, *_: Any, **given: Any) -> Tensor:
+        cache = given.get("past_key_values")
+        if cache is not None and self.layer_idx is not None:
+            one = x[:, None, :, :1]  # a key of one number for each token
+            cache.update(one, one, self.layer_idx)
         return x
 
 
@@ -44,7 +61,7 @@ def see(model: nn.Module, names: list[str], inputs: Inputs) -> Seen:
 
         hooks.append(model.get_submodule(name).register_forward_hook(note, with_kwargs=True))
     try:
-        with evaluating(model):
+        with evaluating(model), without_cache(model):
             call(model, inputs)
     except Exception as error:
         raise GraphError(f"{type(model).__name__} fails on example_inputs: {type(error).__name__}: {error}") from error
@@ -122,7 +139,7 @@ def emptied_blocks(model: nn.Module, masks: Masks, inputs: Inputs) -> list[str]:
 
 def bypass(model: nn.Module, names: list[str]) -> nn.Module:
     """A copy of the model in which the named blocks let their input pass by."""
-    gone: dict[int, Any] = {id(model.get_submodule(name)): Bypass() for name in names}
+    gone: dict[int, Any] = {id(model.get_submodule(name)): Bypass(model.get_submodule(name)) for name in names}
     return copy.deepcopy(model, gone)
 
 

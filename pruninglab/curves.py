@@ -1,7 +1,7 @@
 """Rate–distortion curves of a network: what each layer costs at each level, and what it does to the outputs."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +162,11 @@ def distortion_curves(
             that the model never runs, or a `resume` file of another measurement.
     """
     function, shape, exclude = criteria.find(criterion), units.find(unit), entries(exclude)
+    data = list(data) if isinstance(data, Iterator) else data  # they are read more than once
     positions: dict[str, int] = {}
     if isinstance(shape, Structure):
         question = Question(function, data, loss, initial, seed, exclude)
-        traced: Any = first_sample(data) if example_inputs is None else example_inputs
+        traced: Any = first_sample(data, model) if example_inputs is None else example_inputs
         graph, scores, families = scored_channels(model, shape, traced, question)
         rankings = by_name([rank(family, scores, replace(shape, multiple_of=1)) for family in families])
         ladders = channel_ladders(model, graph, rankings)

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,7 @@ def prune(
         TypeError: an argument of the wrong kind.
     """
     function, shape = criteria.find(criterion), units.find(unit)
+    data = list(data) if isinstance(data, Iterator) else data  # they are read more than once
     if isinstance(shape, units.Structure):
         from pruninglab.structured import Question, prune_structures
 

@@ -223,3 +223,15 @@ def requiring_grad(parameters: Iterable[Tensor], wanted: bool = True) -> Iterato
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(wanted)
         yield
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """A language model keeps no keys and values meanwhile: its cache would grow with each call of a block."""
+    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    with ExitStack() as undo:
+        for config in configs.values():
+            if getattr(config, "use_cache", None):
+                undo.callback(setattr, config, "use_cache", config.use_cache)
+                config.use_cache = False
+        yield

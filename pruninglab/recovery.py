@@ -78,12 +78,15 @@ def reinitialise(model: nn.Module, masks: Masks, task: Task, *, seed: int = 0, o
 def keep_signs(model: nn.Module, masks: Masks, task: Task, *, seed: int = 0, on_step: OnStep | None = None) -> int:
     """Keep of each initial weight the sign only, with one size for a layer, and train (Zhou et al. 2019).
 
-    The size is the standard deviation of the layer's initial weights (a single weight stays as it is).
+    The size is the standard deviation of the layer's initial weights (a single weight stays as it is). Biases, and the
+    scales of norms, which channels' masks name too, are no draws, and begin as they always do.
     """
     start = task.model(seed)
     with torch.no_grad():
         for name in masks:
             weight = start.get_parameter(name)
+            if weight.ndim < 2:
+                continue
             size = weight.std() if weight.numel() > 1 else weight.abs()
             weight.copy_(weight.sign() * size)
     return _train_from(start, model, masks, task, seed, 0.0, on_step)
@@ -146,10 +149,12 @@ def distill(
         raise ValueError(f"alpha is a weight in [0, 1], not {alpha}")
     guide = (task.trained(seed).to(next(model.parameters()).device) if teacher is None else teacher).eval()
 
+    precision = next(guide.parameters()).dtype  # its own, while a student of half precision trains in single
+
     def objective(student: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         outputs = student(x)
         with torch.no_grad():
-            wanted = guide(x)
+            wanted = guide(x.to(precision) if x.is_floating_point() else x)
         return (1 - alpha) * task.loss(outputs, y) + alpha * soft_loss(rows(outputs), rows(wanted), temperature)
 
     masks.apply(model)

@@ -94,7 +94,8 @@ def _pruned(run: Run) -> tuple[nn.Module, Masks, Row]:
     """The pruned network, its masks, and what is known of it before it recovers."""
     task = run.task
     model = task.trained(run.seed)
-    initial = task.model(run.seed) if "initial_weight" in run.statistics else None
+    asked = {need for statistic in run.statistics.values() for need in statistic.needs} | run.statistics.keys()
+    initial = task.model(run.seed) if "initial_weight" in asked else None
     data = task.calibration(run.calibration, run.seed)
     generator = torch.Generator().manual_seed(run.seed)
     criterion = copy.deepcopy(run.criterion)  # what it remembers of this run is not for another one

@@ -1,16 +1,16 @@
 """What a smaller model needs around it: an optimizer that holds its parameters, statistics of its own, a file."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruninglab.batches import batches
+from pruninglab.batches import batches, call, length, to_device
 from pruninglab.files import load_tensors, save_tensors
 from pruninglab.graph import is_line, left_shape
 from pruninglab.layers import named_tensors
@@ -86,28 +86,34 @@ def recalibrate(model: nn.Module, data: Any) -> nn.Module:
     After pruning, what arrives at a norm has another mean and variance than what it was trained with.
 
     Args:
-        model: changed in place; its mode is afterwards as it was.
-        data: as in `collect`; labels are not looked at.
+        model: changed in place; its mode is afterwards as it was. After an error its statistics are, too.
+        data: as in `collect`; labels are not looked at. Batches count by their samples.
 
     Raises:
         ValueError: the data are empty.
     """
-    found = iter(batches(data))
-    first = next(found, None)
-    if first is None:
-        raise ValueError("recalibrate needs data, and these are empty")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    before = [(norm.momentum, copy.deepcopy(dict(norm.named_buffers()))) for norm in norms]
+    seen = 0
     with evaluating(model):
         try:
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # the mean over all batches
                 norm.train()
-            for x, _ in chain([first], found) if norms else ():
-                model(**x) if isinstance(x, dict) else model(x)
+            for x, _ in batches(data):
+                seen += (samples := length(x, "data"))
+                for norm in norms:
+                    norm.momentum = samples / seen  # a running mean
+                if norms:
+                    call(model, to_device(x, next(model.parameters()).device))
+            if not seen:
+                raise ValueError("recalibrate needs data, and these are empty")
+        except BaseException:
+            for norm, (_, buffers) in zip(norms, before, strict=True):
+                norm.load_state_dict(buffers, strict=False)
+            raise
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
+            for norm, (momentum, _) in zip(norms, before, strict=True):
                 norm.momentum = momentum
     return model
 
@@ -145,7 +151,7 @@ def load_slim(path: str | os.PathLike[str], make: Callable[[], nn.Module]) -> nn
         raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that save_slim wrote")
     recipe, model = json.loads(metadata["recipe"]), make()
     for name in recipe["bypassed"]:
-        model.set_submodule(name, Bypass())
+        model.set_submodule(name, Bypass(model.get_submodule(name)))
     held = named_tensors(model)
     if differing := sorted({name for name, _ in held} ^ set(tensors)):
         raise ValueError(

@@ -211,7 +211,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"the model returns a {type(outputs).__name__}, not logits: pass loss=, called loss(model(x), y)"
         )
-    return F.cross_entropy(outputs, targets)
+    return F.cross_entropy(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), targets)
 
 
 def collect(

@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from pruninglab import allocation as allocations
 from pruninglab import criteria
 from pruninglab.allocation import Allocation, BudgetError
-from pruninglab.batches import Inputs, batches, call, length
+from pruninglab.batches import Inputs, batches, call, length, to_device
 from pruninglab.blocks import block_masks, bypass, removable, see, without_weights
 from pruninglab.channels import by_name, channel_scores, choose, masks_of, nearest, rank, search
 from pruninglab.criteria.base import OF_BLOCKS
@@ -27,7 +28,7 @@ from pruninglab.naming import few, label
 from pruninglab.progress import quietly
 from pruninglab.scoring import generator_of
 from pruninglab.statistics import collect
-from pruninglab.surgery import emptied, rehearse
+from pruninglab.surgery import NothingEmptied, check_fit, emptied, rehearse
 from pruninglab.tasks.training import evaluating
 from pruninglab.units import Structure
 
@@ -57,7 +58,7 @@ def prune_structures(
 ) -> Masks:
     """What `prune` does for a unit that can be cut out; see there."""
     kind, amount = budget
-    traced: Any = example_inputs if example_inputs is not None else first_sample(question.data)
+    traced: Any = example_inputs if example_inputs is not None else first_sample(question.data, model)
     inputs = traced.inputs if isinstance(traced, Graph) else traced
     if question.exclude:
         prunable(model, question.exclude)  # an entry that matches nothing is an error
@@ -65,8 +66,10 @@ def prune_structures(
         return prune_blocks(model, kind, amount, inputs, question, within)
     graph, scores, families = scored_channels(model, unit, traced, question)
     gone = torch.zeros(graph.n, dtype=torch.bool)
-    if within is not None and within.kept() < within.total():
-        gone = emptied(model, within, graph)
+    if within is not None:
+        check_fit(model, within)
+        with suppress(NothingEmptied):
+            gone = emptied(model, within, graph)
         scores[gone] = -torch.inf
     price = None if kind == "sparsity" else _cost(kind, model, graph)  # it does not change with what must stay
     while True:
@@ -77,9 +80,17 @@ def prune_structures(
             break
         except GraphError as error:  # some of it may do without the channels that meet there
             graph, families = _around(model, graph, unit, gone, question.exclude, error)
-    masks = masks_of(model, graph, removed)
+    masks = _also(masks_of(model, graph, removed), within)
     masks.apply(model)
     return masks
+
+
+def _also(masks: Masks, within: Masks | None) -> Masks:
+    """Masks that remove what others removed, too: single weights, say."""
+    if within is None:
+        return masks
+    both = {name: mask & within[name].to(mask.device) for name, mask in masks.items() if name in within}
+    return Masks({**within, **masks, **both})
 
 
 def _around(
@@ -200,17 +211,22 @@ def prune_blocks(
     if not blocks:
         raise GraphError(f"{type(model).__name__} has no block that returns its input when its weights are zero")
     scores = _block_scores(model, blocks, inputs, question)
-    gone = [] if within is None else without_weights(model, within)
+    if within is not None:
+        check_fit(model, within)
+    gone = set() if within is None else set(without_weights(model, within)) & set(blocks)
     order = sorted(blocks, key=lambda block: (block not in gone, scores[block]))
     if kind == "sparsity":
-        removed = order[: len(blocks) - int(len(blocks) * (1 - amount) + 0.5)]
+        stay = int(len(blocks) * (1 - amount) + 0.5)
+        if stay > len(blocks) - len(gone):
+            raise BudgetError(f"{stay} blocks were to be kept, but `within` has only {len(blocks) - len(gone)} left")
+        removed = order[: len(blocks) - stay]
     else:
         cost = _blocks_cost(kind, model, inputs)
-        enough = [n for n in range(len(order) + 1) if cost(order[:n]) <= amount]
+        enough = [n for n in range(len(gone), len(order) + 1) if cost(order[:n]) <= amount]
         if not enough:
             raise BudgetError(f"{kind}={amount:g} is not possible: without any block it still is {cost(order):g}")
         removed = order[: enough[0]]
-    masks = block_masks(model, blocks, removed)
+    masks = _also(block_masks(model, blocks, removed), within)
     masks.apply(model)
     return masks
 
@@ -257,15 +273,18 @@ def _block_scores(model: nn.Module, blocks: list[str], inputs: Inputs, question:
     return means
 
 
-def first_sample(data: Any) -> Inputs:
-    """One sample of calibration data, to follow channels with.
+def first_sample(data: Any, model: nn.Module) -> Inputs:
+    """One sample of calibration data, where the model is, to follow channels with.
 
     Raises:
-        GraphError: there are no data either.
+        GraphError: there are no data either. ValueError: they are empty.
     """
     if data is None:
         raise GraphError("example_inputs= is needed to follow channels: one batch of what the model is called with")
-    x = next(iter(batches(data)))[0]
+    x = next((x for x, _ in batches(data)), None)
+    if x is None:
+        raise ValueError("the calibration data are empty: not one sample to follow channels with")
+    x = to_device(x, next(model.parameters()).device)
     if isinstance(x, Mapping):
         return {key: value[:1] if isinstance(value, Tensor) else value for key, value in x.items()}
     return x[:1]

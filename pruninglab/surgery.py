@@ -25,6 +25,10 @@ from pruninglab.slimmed import recalibrate as recalibrate_norms
 from pruninglab.tasks.training import evaluating
 
 
+class NothingEmptied(ValueError):
+    """Masks that leave something of every channel, so that nothing can be cut out."""
+
+
 @dataclass(frozen=True)
 class Rehearsed:
     """What it took to make a model run without some channels, so that `cut` need not find it twice.
@@ -88,7 +92,10 @@ def _without(model: nn.Module, masks: Masks, example_inputs: Inputs | Graph) -> 
         raise GraphError(f"{type(model).__name__} does not run without {what}") from error
     gone = tuple(f"{block}." for block in blocks)
     rest = {name: mask for name, mask in masks.items() if not name.startswith(gone)}
-    return _without(small, Masks(rest), inputs) if rest else small
+    try:
+        return _without(small, Masks(rest), inputs) if rest else small
+    except NothingEmptied:  # what is left is masked weight by weight
+        return small
 
 
 def _followed(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> tuple[Graph, Tensor]:
@@ -96,7 +103,7 @@ def _followed(model: nn.Module, masks: Masks, inputs: Inputs | Graph) -> tuple[G
     graph = trace(model, inputs)
     try:
         removed = emptied(model, masks, graph)
-    except ValueError:
+    except NothingEmptied:
         removed = None
     # Positions that turn all queries alike tie their channels over all heads, but not those of the values.
     parts = [graph.number[members] for _, members in graph.colouring.members_of_head if len(members) > 1]
@@ -131,7 +138,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
     """Which channels a mask leaves nothing of: (channels,) bool.
 
     Raises:
-        ValueError: the masks are of another model, or empty no channel.
+        ValueError: the masks are of another model. NothingEmptied: they empty no channel.
     """
     check_fit(model, masks)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -157,7 +164,7 @@ def emptied(model: nn.Module, masks: Masks, graph: Graph) -> Tensor:
         if head >= 0:
             removed[head] = bool(removed[members].all())
     if not removed.any():
-        raise ValueError("these masks empty no whole channel: prune with unit='channel', 'head' or 'layer'")
+        raise NothingEmptied("these masks empty no whole channel: prune with unit='channel', 'head' or 'layer'")
     return removed
 
 

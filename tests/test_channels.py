@@ -366,3 +366,48 @@ def test_channels_where_all_must_stay():
 def test_a_criterion_that_returns_nan():
     model, graph, _ = made("digits-cnn")
     refused(model, ValueError, "NaN", criterion=lambda weight: weight * torch.nan, example_inputs=graph)
+
+
+# ── data, and what was removed before ─────────────────────────────────────────────────────────────────────────────
+
+
+def small():
+    torch.manual_seed(0)
+    return cnn(16).eval()
+
+
+@pytest.mark.parametrize("unit", ["channel", "layer"])
+def test_what_can_be_read_once_is_read_once(unit):
+    data = [(DIGITS[:2], LABELS[:2]), (DIGITS[2:], LABELS[2:])]
+    model = small() if unit == "channel" else ResNet(1, 2, (8, 16)).eval()
+    of_list, of_iterator = (
+        prune(copy.deepcopy(model), sparsity=0.5, unit=unit, criterion="taylor", data=some)
+        for some in (data, iter(data))
+    )
+    assert of_list == of_iterator
+
+
+def test_empty_data_are_told():
+    with pytest.raises(ValueError, match="empty"):
+        prune(small(), sparsity=0.5, unit="channel", data=[])
+
+
+@pytest.mark.parametrize("unit", ["channel", "layer"])
+def test_single_weights_that_were_removed_stay_removed(unit):
+    torch.manual_seed(0)
+    model = ResNet(1, 2, (8, 16)).eval()
+    before = prune(model, sparsity=0.5)
+    masks = prune(model, sparsity=0.4, unit=unit, within=before, example_inputs=DIGITS)
+    assert not any(bool((masks[name] & ~before[name]).any()) for name in before)
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in masks.items())
+    small = slim(model, masks, DIGITS)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert relative_error(small(DIGITS), model(DIGITS)) < 1e-5
+
+
+def test_blocks_that_are_gone_do_not_come_back():
+    torch.manual_seed(0)
+    model = ResNet(1, 2, (8, 16)).eval()
+    before = prune(model, sparsity=0.75, unit="layer", example_inputs=DIGITS)
+    with pytest.raises(BudgetError, match="`within` has only 1 left"):
+        prune(model, sparsity=0.25, unit="layer", within=before, example_inputs=DIGITS)

@@ -12,7 +12,7 @@ from small_llama import language_task, llama, logits, tokens
 
 from pruninglab import prune, slim
 from pruninglab.graph import GraphError
-from pruninglab.language.depth import distances, drop_blocks, influences, removal_losses, shorten
+from pruninglab.language.depth import _shortened, distances, drop_blocks, influences, removal_losses, shorten
 from pruninglab.language.published import fit_config
 from pruninglab.recipes.minitron import minitron
 from pruninglab.recipes.shortgpt import shortgpt
@@ -295,3 +295,45 @@ def test_minitron_takes_another_recovery():
     assert (own_task, options) == (task, {"seed": 3})
     with pytest.raises(ValueError, match="depth is how many blocks go, from 0 to 2, not 3"):
         minitron(model, task, sparsity=0.5, depth=3)
+
+
+# ── caches and configs ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("sizes", [{"attn_implementation": "eager"}, {"kind": "Mistral", "sliding_window": 4}])
+def test_blocks_go_whether_the_model_keeps_a_cache_or_not(sizes):
+    (x, _), masks = tokens(1, 12), []
+    for use_cache in (True, False):
+        model = deep(use_cache=use_cache, **sizes)
+        masks.append(drop_blocks(model, NAMES[1:2], x))
+        assert model.config.use_cache == use_cache
+    assert masks[0] == masks[1]
+
+
+@pytest.mark.parametrize("gone", [NAMES[:1], NAMES[:2], NAMES[2:3]])
+def test_a_slim_model_writes_the_same_with_a_cache(gone):
+    model = deep(use_cache=True)
+    x = tokens(2, 7)[0]
+    small = slim(model, drop_blocks(model, gone, x[:1]), x[:1])
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(x, use_cache=False, **how)
+    assert torch.equal(small.generate(x, use_cache=True, **how), expected)
+    assert torch.equal(shorten(small).generate(x, use_cache=True, **how), expected)
+
+
+def test_every_list_of_the_config_is_shortened(tmp_path):
+    torch.manual_seed(0)
+    model = llama(2, kind="SmolLM3", num_hidden_layers=6, no_rope_layers=[1, 1, 0, 1, 0, 1], pad_token_id=None)
+    x = tokens()[0]
+    small = shorten(slim(model, drop_blocks(model, NAMES[1:2], x[:1]), x[:1]))
+    assert small.config.no_rope_layers == [1, 0, 1, 0, 1]
+    small.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    close(logits(again, x), logits(small, x))
+
+
+def test_lists_of_places_are_shortened_too():
+    assert _shortened([2, 4], [0, 2, 3, 4], 5) == [1, 3]
+    assert _shortened([0, 1, 2], [0, 2], 3) == [0, 1]
+    assert _shortened([1, 0, 1], [0, 2], 3) == [1, 1]
+    assert _shortened([], [0, 2], 3) == []

@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 from helpers import make_task, same, snapshot
+from small_llama import language_task
 from torch import nn
 
 from pruninglab import compare, prune
 from pruninglab.graph import GraphError
 from pruninglab.recipes import ANSWERS, ap, bip, lapp, polarize, precrop, sap
-from pruninglab.recovery import keep_signs
+from pruninglab.recovery import RECOVERIES, keep_signs
 from pruninglab.schedules import SCHEDULES, gradual, granet, iterative, regrow
 
 # ── doors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,14 +114,24 @@ def in_precision(dtype):
     return replace(home, load=lambda: data, build=lambda: home.build().to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("method", [lapp, polarize])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [lapp, polarize, bip, sap])
 def test_any_precision_will_do(method, dtype):
     home = in_precision(dtype)
     model = home.model(0)
     masks = method(model, home, sparsity=0.5)
     assert 0 < masks.kept() < masks.total()
-    assert all(p.dtype == dtype for p in model.parameters())
+    assert all(p.dtype == dtype and bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("recovery", sorted(RECOVERIES))
+def test_a_language_model_of_half_precision_recovers(recovery):
+    home = language_task()
+    home = replace(home, build=lambda: language_task().build().half())
+    model = home.model(0)
+    masks = prune(model, sparsity=0.5)
+    RECOVERIES[recovery](model, masks, home)
+    assert all(p.dtype == torch.float16 and bool(p.isfinite().all()) for p in model.parameters())
 
 
 def test_weights_that_begin_at_zero_are_no_pruned_ones():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import make_task, same, snapshot
 from recipe_tasks import make
+from small_llama import language_task
 
 from pruninglab import prune, task
 from pruninglab.curvature import fisher_of, gradients
@@ -247,3 +248,8 @@ def test_it_gains_more_than_five_points_on_magnitude_at_a_density_of_a_tenth():
         accuracy[name] = t.accuracy(model)
     assert accuracy["icbs"] > accuracy["magnitude"] + 0.05
     assert accuracy["icbs"] > accuracy["diagonal"] + 0.05
+
+
+def test_the_task_s_loss_is_that_of_the_first_choice():
+    t = language_task()
+    icbs(t.model(0), t, sparsity=0.5, steps=1, initial="taylor", batch=4, block=8)

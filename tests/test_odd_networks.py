@@ -375,3 +375,36 @@ def test_groups_are_found_however_weights_lie():
     x = torch.randn(2, 6)
     plain = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     assert len(channel_groups(transposed_weights(), x)) == len(channel_groups(plain, x)) > 0
+
+
+class Bent(nn.Module):
+    """Attention whose queries are bent before they are divided by √d: no weight can make up for another d."""
+
+    def __init__(self, bend):
+        super().__init__()
+        self.bend = bend
+        self.stem, self.out = nn.Linear(40, 64), nn.Linear(64, 5)
+        self.q, self.k, self.v, self.o = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = (f(x).unflatten(-1, (4, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q = torch.tanh(q) if self.bend else q
+        a = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.out(self.o((a @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bend", [False, True])
+@pytest.mark.filterwarnings("ignore:the channels of")
+def test_numbers_that_weights_cannot_make_up_for_are_seen_in_half_precision(bend, dtype):
+    torch.manual_seed(0)
+    model, x = Bent(bend), torch.randn(2, 6, 40)
+    for layer in (model.q, model.k):
+        layer.weight.data *= 8
+    model.to(dtype)
+    masks = prune(model, sparsity=0.5, unit="channel", example_inputs=x.to(dtype))
+    small = slim(model, masks, x.to(dtype))
+    assert (len(small.q.weight) == 64) == bend
+    there, here = model.float()(x), small.float()(x)
+    assert (here - there).abs().max() < (1e-4 if bend or dtype == torch.float32 else 0.02) * there.abs().max()

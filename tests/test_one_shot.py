@@ -3,12 +3,14 @@
 import copy
 import math
 import shutil
+from collections import UserDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import close, same, snapshot
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pruninglab import Masks, units
 from pruninglab.language import factor, find_blocks, one_shot, repaired, scored, select, sparsegpt, walk
@@ -402,6 +404,23 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         one_shot(model, x, scored(), 0.5, resume=tmp_path)
     shutil.rmtree(tmp_path)
     assert one_shot(model, list(x.split(7)), scored(), 0.5, resume=tmp_path).sparsity() == 0.5
+
+
+FORMS = {
+    "mappings": lambda x: [UserDict(input_ids=part) for part in x.split(8)],
+    "iterator": lambda x: iter(x.split(8)),
+    "loader": lambda x: DataLoader(x, 8),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_knows_data_of_every_form(form, tmp_path):
+    model, x = make()
+    first = one_shot(copy.deepcopy(model), FORMS[form](x), scored(), 0.5, resume=tmp_path)
+    assert first == one_shot(copy.deepcopy(model), x, scored(), 0.5)
+    assert one_shot(copy.deepcopy(model), FORMS[form](x), scored(), 0.5, resume=tmp_path) == first
+    with pytest.raises(ValueError, match="is of another run"):
+        one_shot(model, FORMS[form](x.flip(1)), scored(), 0.5, resume=tmp_path)
 
 
 def test_modes_and_caches_are_restored_at_once_when_a_run_breaks_off():

@@ -371,3 +371,13 @@ def test_a_temperature_that_is_not_positive(task, pruned, temperature):
 def test_an_alpha_that_is_no_share(task, pruned, alpha):
     with pytest.raises(ValueError, match=r"alpha is a weight in \[0, 1\]"):
         distill(*pruned, task, alpha=alpha)
+
+
+def test_of_channels_only_matrices_are_reduced_to_their_signs():
+    """Their masks name norms too, whose scales all begin at 1: their standard deviation is 0."""
+    home = make_task("signs of channels", steps=60, norm=True)
+    model = home.trained()
+    masks = prune(model, sparsity=0.25, unit="channel", data=home.calibration(64))
+    keep_signs(model, masks, home)
+    assert model[1].weight.abs().max() > 0.5
+    assert home.accuracy(model) > home.accuracy(home.model()) + 0.2

@@ -9,7 +9,7 @@ from helpers import same, snapshot
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pruninglab import collect, task
+from pruninglab import collect, prune, task
 from pruninglab.relevance import RULES, relevance
 from pruninglab.tasks import models
 
@@ -293,3 +293,15 @@ def test_what_is_wrong_is_said():
     model.forward = lambda x: F.linear(x.flatten(1), model.fc1.weight)
     with pytest.raises(ValueError, match=r"never called.*fc2\.weight"):
         relevance(model, (x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_explained_too(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 5)).to(dtype)
+    x = torch.randn(32, 3, 8, 8).to(dtype)
+    for name in ("relevance_filter", "relevance_filter_epsilon", "relevance_filter_alphabeta"):
+        masks = prune(
+            copy.deepcopy(model), sparsity=0.5, unit="channel", criterion=name, data=(x, torch.arange(32) % 5)
+        )
+        assert 0 < int(masks["0.bias"].sum()) < 16

@@ -10,6 +10,7 @@ from torch import nn
 
 from pruninglab import compare
 from pruninglab.schedules import gradual
+from pruninglab.statistics import STATISTICS, statistic
 from pruninglab.tasks import Task
 
 
@@ -92,3 +93,18 @@ def test_one_trained_network_says_how_to_compare_on_it():
     alone = replace(tiny_text_task(), ready=lambda: tiny_text_task().model(0), only_ready=True)
     with pytest.raises(ValueError, match=r"all there is \(seeds=\[0\]\)"):
         alone.trained(1)
+
+
+def test_a_statistic_of_one_s_own_may_look_at_the_initial_weights():
+    @statistic
+    def drifted(weight, initial_weight):
+        return weight - initial_weight
+
+    def movement(drifted):
+        return drifted.abs()
+
+    try:
+        rows = compare(movement, task=make_task(), sparsity=0.5, seeds=1, cache=False)
+    finally:
+        del STATISTICS["drifted"]
+    assert rows.query("criterion == 'movement'")["accuracy"].notna().all()

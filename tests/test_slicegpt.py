@@ -240,3 +240,11 @@ def test_blocks_of_another_kind():
     gemma = llama(2, kind="Gemma2", query_pre_attn_scalar=6)
     with pytest.raises(ValueError, match="cannot be turned"):
         turning(gemma)
+
+
+def test_blocks_that_scale_what_they_add_are_refused():
+    model = llama(kind="Granite", residual_multiplier=0.22)
+    before, (x, _) = {name: p.clone() for name, p in model.named_parameters()}, tokens()
+    with pytest.raises(ValueError, match="more than add"):
+        slice_stream(model, x, FULL // 2)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -192,6 +192,27 @@ def test_several_batches_are_averaged():
     assert model[0].training
 
 
+def test_samples_count_alike_in_batches_of_any_length():
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    x = torch.randn(129, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[128] += 50
+    for data in (x, [x[:128], x[128:]]):
+        recalibrate(model, data)
+        torch.testing.assert_close(model[0].running_mean, x.mean().view(1))
+    alone = nn.Sequential(nn.BatchNorm1d(3))
+    recalibrate(alone, x.flatten(1)[:, :3])  # a last batch of one has no variance
+
+
+def test_after_an_error_the_statistics_are_as_before():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    recalibrate(model, torch.randn(20, 3) + 4)
+    before = snapshot(model)
+    for data in (torch.randn(10, 5), [torch.randn(4, 3), torch.randn(4, 5)], []):
+        with pytest.raises((RuntimeError, ValueError)):
+            recalibrate(model, data)
+        assert same(before, snapshot(model))
+
+
 def test_slim_can_recalibrate():
     model = network()
     masks = prune(model, unit="channel", sparsity=0.5, example_inputs=X)

@@ -9,6 +9,7 @@ import torch
 from helpers import make_task
 from torch import nn
 
+from pruninglab import prune
 from pruninglab.tasks import Task, Training, together
 from pruninglab.tasks.stacked import stackable
 
@@ -185,3 +186,39 @@ def test_quiet_runs_stay_quiet_while_they_train_together(capsys):
 
     together([partial(job, seed) for seed in range(2)])
     assert "loud" not in "".join(capsys.readouterr())
+
+
+# ── half precision ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_half_precision_learns_as_single_does_and_is_rounded_at_the_end(dtype, optimizer):
+    home = make_task(norm=True, optimizer=optimizer, lr=1e-3)
+    half, single = home.model(0).to(dtype), home.model(0).to(dtype).float()
+    masks = [prune(model, sparsity=0.5) for model in (half, single)]
+    held = list(half.parameters())
+    for model, mask in zip((half, single), masks, strict=True):
+        home.train(model, masks=mask)
+    assert all(one is other for one, other in zip(held, half.parameters(), strict=True))
+    for name, value in half.state_dict().items():
+        assert torch.equal(value, single.state_dict()[name].to(value.dtype))
+        assert value.dtype == (dtype if value.is_floating_point() else torch.int64)
+    assert not any(bool(half.get_parameter(name)[~mask].any()) for name, mask in masks[0].items())
+
+
+def test_an_error_in_training_leaves_half_precision():
+    home, model = make_task(), make_task().model(0).half()
+
+    def failing(step, optimizer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        home.train(model, on_step=failing)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+def test_a_loss_of_half_precision_is_no_multiple_of_what_half_precision_resolves():
+    home, x = make_task(), torch.randn(40, 3).bfloat16()
+    y = torch.arange(40) % 3
+    torch.testing.assert_close(home.loss(x, y), home.loss(x.float(), y), rtol=0, atol=0)

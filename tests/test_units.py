@@ -171,3 +171,16 @@ def test_names():
         units.find("column")
     with pytest.raises(ValueError, match="at least one"):
         units.find("0x4")
+
+
+@pytest.mark.parametrize("unit", ["weight", "row", "2:4", "n:4"])
+def test_learned_scores_serve_every_unit(unit):
+    torch.manual_seed(0)
+    learned: dict = {}
+
+    def score(weight):
+        return learned.setdefault(weight.shape, torch.nn.Parameter(torch.rand(weight.shape)))
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    masks = prune(model, criterion=score, unit=unit, **({} if unit == "2:4" else {"sparsity": 0.5}))
+    assert 0.5 <= masks.sparsity() <= 0.75

@@ -158,6 +158,7 @@ def score(
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"{made_by} must return a floating-point tensor of scores for layer {name!r}, not {kind}")
+    scores = scores.detach()  # they may be learned ones
     if scores.shape != weight.shape and not (of_filters and scores.shape == weight.shape[:1]):
         hint = " (it scores filters: use unit='channel')" if scores.shape == weight.shape[:1] else ""
         raise ValueError(

@@ -6,7 +6,7 @@ when all before it are done, and whatever happens to it while it is visited, its
 
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pruninglab.batches import batches, call, to_device
 from pruninglab.layers import PRUNABLE, Layer, prunable
 from pruninglab.progress import progress
-from pruninglab.recording import observed
+from pruninglab.recording import observed, without_cache
 from pruninglab.statistics import Data
 from pruninglab.tasks.text import check_tokens
 from pruninglab.watching import own_forward
@@ -104,7 +104,7 @@ def walk(
             own between its blocks.
     """
     found = find_blocks(model, blocks)
-    with observed(model), _without_cache(model):
+    with observed(model), without_cache(model):
         calls = arguments(model, found, data)
         bar = progress(found.items(), desc=label, unit="block", total=len(found))
         for place, (name, module) in enumerate(bar):
@@ -199,15 +199,3 @@ class _Enough(Exception):
 def _chunks(data: Data) -> Iterator[Any]:
     for x, _ in batches(data):
         yield from x.split(CHUNK) if isinstance(x, Tensor) else [x]
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """A cache of keys and values would grow with each call of a block."""
-    configs: dict[int, Any] = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    with ExitStack() as undo:
-        for config in configs.values():
-            if getattr(config, "use_cache", None):
-                undo.callback(setattr, config, "use_cache", config.use_cache)
-                config.use_cache = False
-        yield

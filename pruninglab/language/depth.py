@@ -156,6 +156,15 @@ def shorten(small: nn.Module, blocks: str | None = None) -> nn.Module:
     config: Any = getattr(small, "config", None)
     if hasattr(config, "num_hidden_layers"):
         config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[place] for place in stay]
+        for key, value in list(vars(config).items()):
+            if isinstance(value, list) and "layer" in key:
+                setattr(config, key, _shortened(value, stay, len(found)))
     return small
+
+
+def _shortened(value: list[Any], stay: list[int], n: int) -> list[Any]:
+    """What is left of a list with an entry for each of n blocks, or of one that names some of them by their places."""
+    places = all(type(entry) is int for entry in value) and (len(value) != n or value == list(range(n)))
+    if places:
+        return [stay.index(place) for place in value if place in stay]
+    return [value[place] for place in stay] if len(value) == n else value

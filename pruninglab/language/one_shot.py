@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pruninglab import criteria, units
+from pruninglab.batches import tensors_of
 from pruninglab.criteria import Criterion
 from pruninglab.files import digest, load_tensors, save_tensors
 from pruninglab.language.blocks import Block, find_blocks, walk
@@ -70,6 +70,7 @@ def one_shot(
         for own, layer in prunable(module).items()
     }
     shares = shares_of(sparsity, layers)
+    data = list(data) if isinstance(data, Iterator) else data  # they are read more than once
     kept = _Kept(resume, data, step, shares)
     masks: dict[str, Tensor] = {}
     visits: Any = walk(model, data, blocks)
@@ -242,8 +243,7 @@ class _Kept:
 
     def __init__(self, folder: Any, data: Data, step: Step, shares: Mapping[str, float]) -> None:
         self.folder = None if folder is None else Path(folder)
-        given = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor)]
-        self.question = "" if folder is None else digest(label(step), sorted(shares.items()), *given)
+        self.question = "" if folder is None else digest(label(step), sorted(shares.items()), *tensors_of(data))
 
     def load(self, block: Block) -> dict[str, Tensor] | None:
         """The masks of a block that was done, and its weights put in place."""

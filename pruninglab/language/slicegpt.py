@@ -142,6 +142,10 @@ def slice_stream(
         q[:, width:] = 0
         return q
 
+    for name, module in find_blocks(model, blocks).items():
+        _check(name, module)
+    for block in walk(model, x[:1], blocks, label="looking"):
+        _check_sums(block)
     pieces = x.to(embeddings.weight.device).split(CHUNK)
     q = sliced(torch.stack([_gram(embeddings(piece)) for piece in pieces]).sum(0))
     turning(model, blocks)
@@ -253,6 +257,20 @@ def _check(name: str, block: nn.Module) -> None:
     }
     if others := [own for own, parameter in block.named_parameters() if id(parameter) not in held]:
         raise ValueError(f"{name} cannot be turned: it is not known what {', '.join(others[:3])} do in it")
+
+
+def _check_sums(block: Block) -> None:
+    """Raise a ValueError unless a block adds to its input what attention and MLP give, just as it is."""
+    turned = Turning(block.module)
+    for norm in PARTS:
+        setattr(turned, norm, getattr(block.module, norm))
+    for given in block.inputs:
+        here, there = block.output(given), turned(**given)
+        allowed = max(1e-3, 8 * torch.finfo(here.dtype).eps) * float(here.abs().max())
+        if bool(((here - there).abs() > allowed).any()):
+            raise ValueError(
+                f"{block.name} cannot be turned: it does more than add what attention and MLP give to its input"
+            )
 
 
 def _untie(model: nn.Module) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from pruninglab.batches import tensors_of
 from pruninglab.files import atomic, digest, save_tensors
 from pruninglab.language.blocks import find_blocks, walk
 from pruninglab.language.checkpoint import INDEX, Checkpoint
@@ -66,11 +66,11 @@ def stream(
     shares = shares_of(sparsity, [f"{name}.{own}" for name, module in found.items() for own in prunable(module)])
     parts = _parts(checkpoint, list(found))
     files = {part: target / f"model-{i:05}-of-{len(parts):05}.safetensors" for i, part in enumerate(parts, 1)}
-    given = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor)]
+    data = list(data) if isinstance(data, Iterator) else data  # they are read more than once
     versions = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in {*checkpoint.files.values()}
     )
-    run = {"format": "pt", "run": digest(step.__name__, sorted(shares.items()), versions, *given)}
+    run = {"format": "pt", "run": digest(step.__name__, sorted(shares.items()), versions, *tensors_of(data))}
     _reject_others(target, files, run)
 
     def load(part: str) -> None:

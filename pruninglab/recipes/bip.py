@@ -73,9 +73,11 @@ def bip(
     weights = [model.get_parameter(name) for name in names]
     largest = max(float(weight.detach().abs().max()) for weight in weights)
     scores = _flat([weight.detach().abs() for weight in weights]) / (largest or 1.0)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     mask = _flat([start[name] for name in names]).to(scores)
 
     def loss(z: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        x = x.to(z[0].dtype) if x.is_floating_point() else x  # half precision is trained in single
         return task.loss(functional_call(model, dict(zip(names, z, strict=True)), (x,)), y)
 
     def objective(_: nn.Module, x: Tensor, y: Tensor) -> Tensor:

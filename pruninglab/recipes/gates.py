@@ -39,7 +39,7 @@ class Gates(nn.Module):
                 layer = layers[name]
                 inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), len(layer.weight)
                 self.deciders.append(nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs)))
-        self.to(like.device, like.dtype)
+        self.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Gates(nn.Module):
             self.values = {}
 
     def _decide(self, name: str, decider: nn.Module, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        (x,) = args
+        x = args[0].to(next(decider.parameters()).dtype)
         positions = list(range(1, x.ndim - 1)) if isinstance(layer, nn.Linear) else list(range(2, x.ndim))
         soft = torch.sigmoid(decider(x.mean(positions) if positions else x))
         self.values[name] = (soft > 0.5).to(soft) + (soft - soft.detach())
@@ -78,7 +78,7 @@ class Gates(nn.Module):
         """The gates of the last batch, (batch, channels + 1); 1 for channels without a gate and for no channel."""
         result = like.new_ones(len(like), self.graph.n + 1)
         for name, values in self.values.items():
-            result = result.index_copy(1, self.graph.births[name, 0].to(like.device), values)
+            result = result.index_copy(1, self.graph.births[name, 0].to(like.device), values.to(like))
         return result
 
     @torch.no_grad()

@@ -109,8 +109,9 @@ def icbs(
 
     layers, first = prunable(model), draw(0, seed)
     options = {"sparsity": sparsity, "criterion": initial, "allocation": allocation, "data": first, "seed": seed}
+    options["loss"] = task.loss
     start = prune(copy.deepcopy(model), **options)  # type: ignore[arg-type]
-    scores = layer_scores(model, layers, find(initial), first, seed=seed)
+    scores = layer_scores(model, layers, find(initial), first, loss=task.loss, seed=seed)
     states = {
         name: State.of(layer.weight, start[name], scores[name].tensor(), fix_pruned, fix_kept)
         for name, layer in layers.items()

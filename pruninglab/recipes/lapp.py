@@ -74,7 +74,8 @@ def lapp(
     _, budget = target(sparsity, whole, flops=flops)
     families, columns = inner(graph), readers(graph, model)
     first = next(model.parameters())
-    thresholds = torch.zeros(len(families), device=first.device, dtype=first.dtype, requires_grad=True)
+    fine = torch.promote_types(first.dtype, torch.float32)
+    thresholds = torch.zeros(len(families), device=first.device, dtype=fine, requires_grad=True)
     learner = torch.optim.SGD([thresholds], lr=SPEED)
     steps = task.training.steps if steps is None else at_least_one("steps", steps)
     order = list(families.values())
@@ -115,7 +116,7 @@ def margins(model: nn.Module, graph: Graph, families: dict[str, Family], thresho
     """
     result = thresholds.new_full((graph.n,), torch.inf)
     for layer, threshold in zip(families, thresholds, strict=True):
-        norms = model.get_parameter(layer).detach().flatten(1).abs().sum(1)
+        norms = model.get_parameter(layer).detach().to(thresholds.dtype).flatten(1).abs().sum(1)
         importance = norms / norms.mean()
         result[graph.births[layer, 0]] = importance - threshold
     return result

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from pruninglab.files import load_tensors, save_tensors
 from pruninglab.naming import unknown, whole
 from pruninglab.progress import progress
+from pruninglab.tasks.precision import HALF, halves, single_precision
 from pruninglab.tasks.stacked import Stack, generators_kept, stackable
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -71,8 +72,12 @@ class Training:
 
 
 def rows(outputs: Any) -> Tensor:
-    """The logits of whatever a model returns, (samples, classes); positions of a text are samples too."""
-    return getattr(outputs, "logits", outputs).flatten(0, -2)
+    """The logits of whatever a model returns, (samples, classes); positions of a text are samples too.
+
+    In single precision at least, since small differences of losses are lost in half of it.
+    """
+    logits = getattr(outputs, "logits", outputs).flatten(0, -2)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ def train(
     checkpoint: Path | None = None,
     label: str = "training",
 ) -> list[float]:
-    """Train a model in place.
+    """Train a model in place. Weights of half precision are trained in single, and rounded at the end.
 
     Args:
         model: any module; it is left in evaluation mode.
@@ -171,16 +176,18 @@ def train_all(jobs: Sequence[Job], plan: Plan, checkpoint: Path | None = None) -
     models = [job.model for job in jobs]
     if len(jobs) == 1:
         (model,) = models
-        optimizer = _optimizer(model, plan.how)
         try:
-            losses_of = partial(plan.objective, model)
-            return _steps(jobs, plan, model, optimizer, [optimizer], losses_of, checkpoint)
+            with single_precision(model):
+                optimizer = _optimizer(model, plan.how)
+                losses_of = partial(plan.objective, model)
+                return _steps(jobs, plan, model, optimizer, [optimizer], losses_of, checkpoint)
         except Exception as error:
             return [error]
     if (
         plan.objective is not cross_entropy
         or plan.how.augment
         or plan.how.clip is not None
+        or any(map(halves, models))
         or not stackable(models, plan.data[0])
     ):
         return [train_all([job], plan)[0] for job in jobs]
@@ -256,6 +263,7 @@ def _steps(
                 for group in optimizer.param_groups:
                     group["lr"] = rate(step, how)
                 _seed(device, seeds[0] * 1_000_003 + step)  # for dropout, say; none of it is in a stack
+                inputs = inputs.float() if inputs.dtype in HALF else inputs
                 each = losses_of(inputs.to(device), targets.to(device))
                 optimizer.zero_grad(set_to_none=not watched)
                 each.backward(torch.full_like(each, len(jobs) / each.numel()))  # of each network's mean
