@@ -36,7 +36,8 @@ the bound, and does not hold here if all of it lies on the other side; otherwise
 
 A source after *cf.* is cited in the text just above the claim; without *cf.* the claim names it itself; where no work
 is cited, the claim is this book's own. Reasons in quotation marks are what the chapter says after the claim. Tasks are
-those that a chapter's code asks for.
+those that a chapter's code asks for. A section that is marked as *stale* shows what an older version of the code, or
+of the chapter, gave.
 """
 
 Result = dict[str, Any]
