@@ -148,7 +148,6 @@ def distill(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a weight in [0, 1], not {alpha}")
     guide = (task.trained(seed).to(next(model.parameters()).device) if teacher is None else teacher).eval()
-
     precision = next(guide.parameters()).dtype  # its own, while a student of half precision trains in single
 
     def objective(student: nn.Module, x: Tensor, y: Tensor) -> Tensor:

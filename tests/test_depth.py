@@ -337,3 +337,4 @@ def test_lists_of_places_are_shortened_too():
     assert _shortened([0, 1, 2], [0, 2], 3) == [0, 1]
     assert _shortened([1, 0, 1], [0, 2], 3) == [1, 1]
     assert _shortened([], [0, 2], 3) == []
+    assert _shortened([-2], [0, 2], 3) == [-2]

@@ -164,7 +164,8 @@ def shorten(small: nn.Module, blocks: str | None = None) -> nn.Module:
 
 def _shortened(value: list[Any], stay: list[int], n: int) -> list[Any]:
     """What is left of a list with an entry for each of n blocks, or of one that names some of them by their places."""
-    places = all(type(entry) is int for entry in value) and (len(value) != n or value == list(range(n)))
+    of_blocks = all(type(entry) is int and 0 <= entry < n for entry in value)
+    places = of_blocks and (len(value) != n or value == list(range(n)))
     if places:
         return [stay.index(place) for place in value if place in stay]
     return [value[place] for place in stay] if len(value) == n else value

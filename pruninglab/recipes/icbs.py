@@ -108,9 +108,8 @@ def icbs(
         return x.to(device), y.to(device)
 
     layers, first = prunable(model), draw(0, seed)
-    options = {"sparsity": sparsity, "criterion": initial, "allocation": allocation, "data": first, "seed": seed}
-    options["loss"] = task.loss
-    start = prune(copy.deepcopy(model), **options)  # type: ignore[arg-type]
+    options = {"sparsity": sparsity, "criterion": initial, "allocation": allocation, "data": first, "loss": task.loss}
+    start = prune(copy.deepcopy(model), seed=seed, **options)  # type: ignore[arg-type]
     scores = layer_scores(model, layers, find(initial), first, loss=task.loss, seed=seed)
     states = {
         name: State.of(layer.weight, start[name], scores[name].tensor(), fix_pruned, fix_kept)
