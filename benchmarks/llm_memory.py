@@ -99,10 +99,10 @@ def main() -> None:
         block = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
         del model
         rows[2] = (
-            f"A Llama of {options.blocks} blocks and random weights, {size / 1e6:,.0f} MB in float32, {block / 1e6:.0f} MB"
-            f" a block; {options.sequences} sequences of {TOKENS} tokens. Peak: anonymous memory above that of the loaded "
-            "libraries, with what the system's allocator keeps of what was freed. *Whole*: `from_pretrained`, `one_shot`, "
-            "`save_pretrained`; *streamed*: `stream`."
+            f"A Llama of {options.blocks} blocks and random weights, {size / 1e6:,.0f} MB in float32, "
+            f"{block / 1e6:.0f} MB a block; {options.sequences} sequences of {TOKENS} tokens. Peak: anonymous memory "
+            "above that of the loaded libraries, with what the system's allocator keeps of what was freed. *Whole*: "
+            "`from_pretrained`, `one_shot`, `save_pretrained`; *streamed*: `stream`."
         )
         for step in STEPS:
             for way in ("whole", "streamed"):
